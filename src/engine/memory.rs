@@ -1,0 +1,325 @@
+//! Guest memory: RAM that devices copy from and to, and host regions (video RAM, firmware) that KVM maps beside it.
+//!
+//! No Rust reference ever points into guest memory: the guest changes it at any time. Copy in, check the copy, act on the copy.
+//! Only this file names vm-memory's mmap types.
+
+#![expect(unsafe_code, reason = "preadv and pwritev straight into guest RAM; madvise on our own mappings")]
+
+use std::{
+    fmt, fs::File, io,
+    os::fd::{AsRawFd, BorrowedFd},
+    sync::Arc,
+};
+
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion, VolatileMemory,
+};
+
+use super::layout;
+
+/// A guest-physical address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gpa(pub u64);
+
+impl fmt::Debug for Gpa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "gpa {:#x}", self.0)
+    }
+}
+
+/// The guest named memory it does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutsideRam {
+    pub at: Gpa,
+    pub bytes: usize,
+}
+
+impl fmt::Display for OutsideRam {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes at {:?} are outside the guest's RAM", self.bytes, self.at)
+    }
+}
+impl std::error::Error for OutsideRam {}
+
+/// One contiguous stretch of guest RAM, as KVM wants to hear of it.
+#[derive(Debug, Clone, Copy)]
+pub struct RamRange {
+    pub start: Gpa,
+    pub bytes: u64,
+    pub host_address: u64,
+}
+
+/// The guest's RAM. Cloning gives another handle on the same memory.
+#[derive(Clone)]
+pub struct GuestRam {
+    map: Arc<GuestMemoryMmap>,
+}
+
+/// A piece of guest RAM that a device reads from or writes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RamSpan {
+    pub at: Gpa,
+    pub bytes: u32,
+}
+
+impl GuestRam {
+    /// Anonymous, zeroed RAM in the shape of `layout`: without the VGA window, split at 3 GiB.
+    pub fn new(memory_bytes: u64) -> io::Result<GuestRam> {
+        let (low, high) = layout::split_ram(memory_bytes);
+        let mut ranges = vec![(GuestAddress(0), to_usize(low.min(layout::VGA_WINDOW.start))?)];
+        if low > layout::VGA_WINDOW.end {
+            ranges.push((GuestAddress(layout::VGA_WINDOW.end), to_usize(low - layout::VGA_WINDOW.end)?));
+        }
+        if high > 0 {
+            ranges.push((GuestAddress(layout::HIGH_RAM_START), to_usize(high)?));
+        }
+        let map = GuestMemoryMmap::from_ranges(&ranges).map_err(io::Error::other)?;
+        let ram = GuestRam { map: Arc::new(map) };
+        for range in ram.ranges() {
+            // SAFETY: the range is a mapping that `map` owns and that lives at least as long as this call; the advice changes
+            // how the kernel backs it, not what it holds. A refusal only costs speed.
+            unsafe {
+                libc::madvise(range.host_address as *mut libc::c_void, range.bytes as usize, libc::MADV_HUGEPAGE);
+                libc::madvise(range.host_address as *mut libc::c_void, range.bytes as usize, libc::MADV_DONTDUMP);
+            }
+        }
+        Ok(ram)
+    }
+
+    /// The stretches of RAM, in ascending order.
+    pub fn ranges(&self) -> Vec<RamRange> {
+        self.map
+            .iter()
+            .map(|region| RamRange {
+                start: Gpa(region.start_addr().0),
+                bytes: region.len(),
+                host_address: region.as_ptr() as u64,
+            })
+            .collect()
+    }
+
+    /// For `virtio-queue`, which walks rings through vm-memory.
+    pub(crate) fn map(&self) -> &GuestMemoryMmap {
+        &self.map
+    }
+
+    /// Copies out. The guest may change the source meanwhile, so callers check the copy, never re-read.
+    pub fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), OutsideRam> {
+        let bytes = into.len();
+        self.map.read_slice(into, GuestAddress(at.0)).map_err(|_| OutsideRam { at, bytes })
+    }
+
+    /// Copies in. Nothing is promised about a partial write when the range leaves RAM.
+    pub fn write(&self, at: Gpa, from: &[u8]) -> Result<(), OutsideRam> {
+        self.map.write_slice(from, GuestAddress(at.0)).map_err(|_| OutsideRam { at, bytes: from.len() })
+    }
+
+    /// A little-endian number out of guest RAM.
+    pub fn get_u16(&self, at: Gpa) -> Result<u16, OutsideRam> {
+        let mut bytes = [0; 2];
+        self.read(at, &mut bytes).map(|()| u16::from_le_bytes(bytes))
+    }
+    pub fn get_u32(&self, at: Gpa) -> Result<u32, OutsideRam> {
+        let mut bytes = [0; 4];
+        self.read(at, &mut bytes).map(|()| u32::from_le_bytes(bytes))
+    }
+    pub fn get_u64(&self, at: Gpa) -> Result<u64, OutsideRam> {
+        let mut bytes = [0; 8];
+        self.read(at, &mut bytes).map(|()| u64::from_le_bytes(bytes))
+    }
+
+    /// Whether every byte of the span is RAM.
+    pub fn contains(&self, span: RamSpan) -> bool {
+        GuestMemoryBackend::check_range(&*self.map, GuestAddress(span.at.0), span.bytes as usize)
+    }
+
+    /// Reads `file` at `at` straight into the spans, in order. Returns the bytes read: fewer only at the end of the file.
+    ///
+    /// Errors: a span outside RAM (`InvalidInput`), or what the kernel says.
+    pub fn read_file(&self, file: &File, at: u64, spans: &[RamSpan]) -> io::Result<u64> {
+        self.transfer(spans, at, |iovecs, at| {
+            // SAFETY: every iovec lies inside a mapping that `self.map` keeps alive during the call (`iovecs` checked it);
+            // the guest may change the bytes at any time, and nothing here reads them as Rust values.
+            unsafe { libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as libc::c_int, at) }
+        })
+    }
+
+    /// Writes the spans, in order, to `file` at `at`. Returns the bytes written: fewer only when the kernel stops early.
+    pub fn write_file(&self, file: &File, at: u64, spans: &[RamSpan]) -> io::Result<u64> {
+        self.transfer(spans, at, |iovecs, at| {
+            // SAFETY: as in `read_file`.
+            unsafe { libc::pwritev(file.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as libc::c_int, at) }
+        })
+    }
+
+    /// Reads one message of a descriptor (a tap) into the spans.
+    pub fn read_message(&self, fd: BorrowedFd<'_>, spans: &[RamSpan]) -> io::Result<usize> {
+        let iovecs = self.iovecs(spans)?;
+        // SAFETY: as in `read_file`.
+        checked(unsafe { libc::readv(fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as libc::c_int) })
+    }
+
+    /// Writes the spans as one message of a descriptor (a tap).
+    pub fn write_message(&self, fd: BorrowedFd<'_>, spans: &[RamSpan]) -> io::Result<usize> {
+        let iovecs = self.iovecs(spans)?;
+        // SAFETY: as in `read_file`.
+        checked(unsafe { libc::writev(fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as libc::c_int) })
+    }
+
+    /// Repeats a vectored call until everything moved, the file ended or an error came.
+    fn transfer(&self, spans: &[RamSpan], at: u64, call: impl Fn(&[libc::iovec], i64) -> isize) -> io::Result<u64> {
+        let mut iovecs = self.iovecs(spans)?;
+        let mut rest = iovecs.as_mut_slice();
+        let mut done = 0u64;
+        while !rest.is_empty() {
+            let offset = i64::try_from(at + done).map_err(|_| io::ErrorKind::InvalidInput)?;
+            let batch = rest.len().min(IOVECS_MAX);
+            let moved = match checked(call(&rest[..batch], offset)) {
+                Ok(0) => break,
+                Ok(moved) => moved,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            done += moved as u64;
+            rest = advance(rest, moved);
+        }
+        Ok(done)
+    }
+
+    /// The host ranges of the spans; a span that crosses regions becomes several.
+    fn iovecs(&self, spans: &[RamSpan]) -> io::Result<Vec<libc::iovec>> {
+        let outside = |span: &RamSpan| {
+            io::Error::new(io::ErrorKind::InvalidInput, OutsideRam { at: span.at, bytes: span.bytes as usize })
+        };
+        let mut out = Vec::with_capacity(spans.len());
+        for span in spans {
+            if !self.contains(*span) {
+                return Err(outside(span));
+            }
+            for slice in GuestMemoryBackend::get_slices(&*self.map, GuestAddress(span.at.0), span.bytes as usize) {
+                let slice = slice.map_err(|_| outside(span))?;
+                out.push(libc::iovec {
+                    iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                    iov_len: slice.len(),
+                });
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// How many iovecs one call takes (`IOV_MAX`).
+const IOVECS_MAX: usize = 1024;
+
+fn checked(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Drops the first `moved` bytes of the iovecs.
+fn advance(mut iovecs: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iovec] {
+    while let Some(first) = iovecs.first_mut() {
+        if moved < first.iov_len {
+            first.iov_base = first.iov_base.wrapping_byte_add(moved);
+            first.iov_len -= moved;
+            return iovecs;
+        }
+        moved -= first.iov_len;
+        iovecs = &mut iovecs[1..];
+    }
+    iovecs
+}
+
+fn to_usize(bytes: u64) -> io::Result<usize> {
+    usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory.into())
+}
+
+/// Memory outside the guest's RAM that KVM maps for the guest: video RAM, the firmware.
+#[derive(Clone)]
+pub struct HostRegion {
+    map: Arc<MmapRegion>,
+}
+
+impl HostRegion {
+    /// Zeroed, anonymous; `bytes` is a multiple of 4096.
+    pub fn new(bytes: usize) -> io::Result<HostRegion> {
+        assert!(bytes > 0 && bytes.is_multiple_of(4096), "regions are whole pages");
+        Ok(HostRegion { map: Arc::new(MmapRegion::new(bytes).map_err(io::Error::other)?) })
+    }
+    pub fn bytes(&self) -> usize {
+        self.map.size()
+    }
+    pub fn host_address(&self) -> u64 {
+        self.map.as_ptr() as u64
+    }
+    /// Copies out what is there; bytes past the end read as zero.
+    pub fn read(&self, at: usize, into: &mut [u8]) {
+        let there = self.bytes().saturating_sub(at).min(into.len());
+        let (have, rest) = into.split_at_mut(there);
+        rest.fill(0);
+        if there > 0 && let Ok(slice) = self.map.as_volatile_slice().subslice(at, there) {
+            slice.copy_to(have);
+        }
+    }
+    /// Copies in; bytes past the end are dropped.
+    pub fn write(&self, at: usize, from: &[u8]) {
+        let fits = self.bytes().saturating_sub(at).min(from.len());
+        if fits > 0 && let Ok(slice) = self.map.as_volatile_slice().subslice(at, fits) {
+            slice.copy_from(from.get(..fits).unwrap_or_default());
+        }
+    }
+    /// One byte; zero past the end.
+    pub fn get(&self, at: usize) -> u8 {
+        let mut byte = [0];
+        self.read(at, &mut byte);
+        byte[0]
+    }
+    pub fn set(&self, at: usize, byte: u8) {
+        self.write(at, &[byte]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, Write};
+
+    use super::*;
+
+    #[test]
+    fn ram_has_a_hole_for_the_vga_window() {
+        let ram = GuestRam::new(16 << 20).unwrap();
+        assert_eq!(ram.write(Gpa(0x9_fffc), &[1, 2, 3, 4]), Ok(()));
+        assert!(ram.write(Gpa(0xa_0000), &[1]).is_err());
+        assert!(ram.read(Gpa(0x9_fffe), &mut [0; 4]).is_err(), "crosses into the hole");
+        assert_eq!(ram.get_u32(Gpa(0x9_fffc)), Ok(0x0403_0201));
+        assert!(ram.get_u64(Gpa(u64::MAX - 3)).is_err());
+        assert!(ram.get_u64(Gpa((16 << 20) - 4)).is_err());
+    }
+
+    #[test]
+    fn a_file_is_read_into_scattered_spans_and_written_back() {
+        let ram = GuestRam::new(16 << 20).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        file.rewind().unwrap();
+        let spans = [RamSpan { at: Gpa(0x1000), bytes: 4 }, RamSpan { at: Gpa(0x10_0000), bytes: 8 }];
+        assert_eq!(ram.read_file(&file, 1, &spans).unwrap(), 9, "the file ends first");
+        let mut seen = [0; 4];
+        ram.read(Gpa(0x10_0000), &mut seen).unwrap();
+        assert_eq!(&seen, b"5678");
+        assert_eq!(ram.write_file(&file, 20, &spans[..1]).unwrap(), 4);
+        assert_eq!(file.metadata().unwrap().len(), 24);
+        let outside = [RamSpan { at: Gpa(0xa_0000), bytes: 1 }];
+        assert_eq!(ram.read_file(&file, 0, &outside).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_host_region_drops_what_does_not_fit() {
+        let region = HostRegion::new(4096).unwrap();
+        region.write(4094, &[1, 2, 3, 4]);
+        let mut seen = [9; 4];
+        region.read(4094, &mut seen);
+        assert_eq!(seen, [1, 2, 0, 0]);
+        region.write(1 << 40, &[1]);
+        assert_eq!(region.get(5000), 0);
+    }
+}

@@ -1,0 +1,8 @@
+//! The engine: one process that runs one guest.
+
+pub mod bus;
+pub mod disk;
+pub mod irq;
+pub mod layout;
+pub mod memory;
+pub mod pci;

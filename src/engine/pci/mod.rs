@@ -1,0 +1,59 @@
+//! PCI: what a function is. Decoding, BAR sizing and moving, enable bits and MSI-X live in this folder, so no device writes them.
+
+use super::bus::{Access, BusFault, Effect};
+
+/// What a function says it is (PCI Local Bus 3.0, 6.2.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PciIdentity {
+    pub vendor: u16,
+    pub device: u16,
+    /// Class, subclass, programming interface: 0x010601 is AHCI.
+    pub class: u32,
+    pub revision: u8,
+    pub subsystem_vendor: u16,
+    pub subsystem: u16,
+    /// 0 for no interrupt pin, 1 to 4 for INTA to INTD.
+    pub interrupt_pin: u8,
+}
+
+/// What is behind a base address register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BarKind {
+    /// Ports.
+    Io,
+    /// 32-bit memory-mapped registers.
+    Registers,
+    /// 64-bit memory-mapped registers; takes this BAR and the next.
+    Registers64,
+    /// Prefetchable memory that KVM maps: video RAM.
+    Ram,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BarSpec {
+    pub index: u8,
+    /// A power of two, at least 4 for ports and 4096 for memory.
+    pub size_bytes: u32,
+    pub kind: BarKind,
+}
+
+/// A capability of a function, without the id and next bytes (PCI Local Bus 3.0, 6.7).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capability {
+    pub id: u8,
+    /// What follows the next pointer.
+    pub body: Vec<u8>,
+}
+
+/// A function's behaviour. Identity, BARs and capabilities are fixed for life. Called with this function's lock held.
+pub trait PciFunction: Send {
+    fn identity(&self) -> PciIdentity;
+    fn bars(&self) -> &[BarSpec];
+    fn capabilities(&self) -> Vec<Capability> {
+        Vec::new()
+    }
+    fn bar_read(&mut self, bar: u8, at: Access) -> Result<u64, BusFault>;
+    fn bar_write(&mut self, bar: u8, at: Access, value: u64) -> Result<Effect, BusFault>;
+    /// Back to the state after power on. BARs and the command register are the caller's.
+    fn reset(&mut self);
+}

@@ -1,0 +1,6 @@
+//! Innkeeper: one Linux machine as a virtualization appliance, run from a browser.
+
+pub mod engine;
+pub mod error;
+pub mod spec;
+pub mod types;

@@ -1,0 +1,178 @@
+//! What one guest is: `GuestSpec`, checked before an engine sees it. Files are slots here; `hostd` opens them and passes descriptors.
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{Id, MacAddr, Name, show_size};
+
+/// The frozen hardware of this release: slots, ids and features never change within a version.
+pub const MACHINE: &str = "pc-1";
+
+pub const CPUS_MAX: u32 = 64;
+pub const MEMORY_BYTES_MIN: u64 = 1 << 20;
+pub const MEMORY_BYTES_MAX: u64 = 1 << 40;
+pub const DISKS_MAX: usize = 8;
+pub const CMDLINE_LEN_MAX: usize = 2047;
+pub const DISK_BYTES_MIN: u64 = 512;
+pub const DISK_BYTES_MAX: u64 = 64 << 40;
+
+/// Everything the engine needs to know, without one path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestSpec {
+    pub id: Id,
+    pub name: Name,
+    pub machine: String,
+    pub cpus: u32,
+    pub memory_bytes: u64,
+    pub boot: Boot,
+    /// In boot order.
+    pub disks: Vec<DiskSpec>,
+    /// The machine always has a CD drive; this says whether a medium is in it at start.
+    pub cd: bool,
+    pub network: Option<NetworkSpec>,
+}
+
+/// How the guest starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Boot {
+    /// SeaBIOS, from its package.
+    Bios,
+    /// OVMF, without a variable store of its own yet.
+    Uefi,
+    /// A bzImage or a PVH ELF kernel, without firmware.
+    Kernel { initrd: bool, cmdline: String },
+    /// The built-in test guest.
+    Test { cmdline: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSpec {
+    pub id: Id,
+    pub bus: DiskBus,
+    pub read_only: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskBus {
+    Virtio,
+    Ahci,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkSpec {
+    pub mac: MacAddr,
+    pub backend: NetworkBackend,
+}
+
+/// What the passed network descriptor is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkBackend {
+    /// A tap with virtio-net headers.
+    Tap,
+    /// A stream socket to `passt`: frames behind a 32-bit big-endian length.
+    Passt,
+}
+
+/// A wrong field of a spec and a sentence about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadSpec {
+    pub field: &'static str,
+    pub message: String,
+}
+
+impl GuestSpec {
+    /// Checks every number and count. Called where a guest is made or changed, and again by `hostd` and the engine.
+    pub fn check(&self) -> Result<(), BadSpec> {
+        let bad = |field, message: String| Err(BadSpec { field, message });
+        if self.machine != MACHINE {
+            return bad("machine", format!("This release runs the machine \"{MACHINE}\", not \"{}\".", self.machine));
+        }
+        if self.cpus == 0 || self.cpus > CPUS_MAX {
+            return bad("cpus", format!("A guest has 1 to {CPUS_MAX} vCPUs."));
+        }
+        if self.memory_bytes < MEMORY_BYTES_MIN
+            || self.memory_bytes > MEMORY_BYTES_MAX
+            || !self.memory_bytes.is_multiple_of(1 << 20)
+        {
+            return bad(
+                "memory",
+                format!(
+                    "Memory is {} to {}, in whole MiB.",
+                    show_size(MEMORY_BYTES_MIN),
+                    show_size(MEMORY_BYTES_MAX)
+                ),
+            );
+        }
+        if self.disks.len() > DISKS_MAX {
+            return bad("disk", format!("A guest has at most {DISKS_MAX} disks."));
+        }
+        match &self.boot {
+            Boot::Kernel { cmdline, .. } | Boot::Test { cmdline } => check_cmdline(cmdline)?,
+            Boot::Bios | Boot::Uefi => {}
+        }
+        Ok(())
+    }
+}
+
+fn check_cmdline(cmdline: &str) -> Result<(), BadSpec> {
+    if cmdline.len() > CMDLINE_LEN_MAX {
+        return Err(BadSpec {
+            field: "cmdline",
+            message: format!("The command line has at most {CMDLINE_LEN_MAX} characters."),
+        });
+    }
+    if cmdline.chars().any(|c| c.is_control()) {
+        return Err(BadSpec { field: "cmdline", message: "The command line is one line without control characters.".into() });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The smallest guest that is right.
+    pub(crate) fn sample() -> GuestSpec {
+        GuestSpec {
+            id: Id::random(),
+            name: "sample".parse().unwrap(),
+            machine: MACHINE.into(),
+            cpus: 1,
+            memory_bytes: 16 << 20,
+            boot: Boot::Test { cmdline: String::new() },
+            disks: vec![],
+            cd: false,
+            network: None,
+        }
+    }
+
+    #[test]
+    fn each_wrong_field_is_named() {
+        assert_eq!(sample().check(), Ok(()));
+        let cases: [(&str, fn(&mut GuestSpec)); 6] = [
+            ("machine", |spec| spec.machine = "q35".into()),
+            ("cpus", |spec| spec.cpus = 0),
+            ("cpus", |spec| spec.cpus = 65),
+            ("memory", |spec| spec.memory_bytes = (1 << 20) + 1),
+            ("memory", |spec| spec.memory_bytes = 0),
+            ("cmdline", |spec| spec.boot = Boot::Kernel { initrd: false, cmdline: "a\nb".into() }),
+        ];
+        for (field, spoil) in cases {
+            let mut spec = sample();
+            spoil(&mut spec);
+            assert_eq!(spec.check().unwrap_err().field, field);
+        }
+    }
+
+    #[test]
+    fn a_spec_survives_its_json() {
+        let spec = sample();
+        let json = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<GuestSpec>(&json).unwrap(), spec);
+    }
+}
