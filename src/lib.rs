@@ -4,3 +4,4 @@ pub mod engine;
 pub mod error;
 pub mod spec;
 pub mod types;
+pub mod wire;
