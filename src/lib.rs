@@ -3,5 +3,6 @@
 pub mod engine;
 pub mod error;
 pub mod spec;
+pub mod store;
 pub mod types;
 pub mod wire;
