@@ -1,7 +1,10 @@
 //! Innkeeper: one Linux machine as a virtualization appliance, run from a browser.
 
+pub mod auth;
+pub mod changes;
 pub mod engine;
 pub mod error;
+pub mod host_client;
 pub mod spec;
 pub mod store;
 pub mod types;
