@@ -1,5 +1,6 @@
 //! Innkeeper: one Linux machine as a virtualization appliance, run from a browser.
 
+pub mod admin;
 pub mod auth;
 pub mod changes;
 pub mod engine;
@@ -7,5 +8,7 @@ pub mod error;
 pub mod host_client;
 pub mod spec;
 pub mod store;
+pub mod tasks;
 pub mod types;
+pub mod web;
 pub mod wire;
