@@ -6,6 +6,7 @@ pub mod changes;
 pub mod engine;
 pub mod error;
 pub mod host_client;
+pub mod images;
 pub mod spec;
 pub mod store;
 pub mod tasks;

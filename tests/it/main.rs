@@ -1,4 +1,5 @@
 //! Tests of whole processes and their seams, in one binary.
 
+mod library;
 mod support;
 mod web;
