@@ -1,18 +1,29 @@
 //! The engine: one process that runs one guest.
 
+pub mod acpi;
 pub mod addresses;
 pub mod boot;
 pub mod bus;
 pub mod chipset;
+pub mod cmos;
 pub mod console;
 mod cpuid;
+pub mod debugcon;
 pub mod disk;
 pub mod event;
+pub mod facts;
+pub mod fwcfg;
+pub mod i8042;
 pub mod irq;
 pub mod layout;
 pub mod memory;
 pub mod pci;
+pub mod pm;
+pub mod ps2;
+pub mod reset;
+pub mod smbios;
 mod start_state;
+pub mod timer;
 pub mod uart;
 pub mod vcpu;
 pub mod virtio;
