@@ -10,7 +10,7 @@ use std::{
 
 use kvm_bindings::{
     CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_irqchip, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap,
     kvm_irqchip, kvm_msi, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
@@ -74,6 +74,7 @@ impl Vm {
         fd.create_irq_chip().map_err(kvm_error("cannot create the interrupt controllers"))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).map_err(kvm_error("cannot create the interval timer"))?;
+        route_interrupts(&fd)?;
         report_emulation_failures(&fd);
         let slots = Mutex::new(Slots { next: 0, roms: Vec::new(), video: None });
         let vm = Vm { fd, kvm, _ram: ram.clone(), slots, at_power_on: Mutex::new(None) };
@@ -160,6 +161,26 @@ impl Vm {
         self.fd.set_pit2(&controllers.pit).map_err(kvm_error("cannot reset the interval timer"))
     }
 
+    /// Makes ISA interrupts level-triggered, one bit each: what firmware does through ports 4D0 and 4D1.
+    pub fn set_level_triggered(&self, mask: u16) -> io::Result<()> {
+        let failed = "cannot set interrupts level-triggered";
+        for (chip_id, bits) in [(KVM_IRQCHIP_PIC_MASTER, mask as u8), (KVM_IRQCHIP_PIC_SLAVE, (mask >> 8) as u8)] {
+            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+            self.fd.get_irqchip(&mut chip).map_err(kvm_error(failed))?;
+            chip.chip.pic.elcr = bits;
+            self.fd.set_irqchip(&chip).map_err(kvm_error(failed))?;
+        }
+        Ok(())
+    }
+
+    /// How many bits a guest-physical address has.
+    pub fn physical_bits(&self) -> u32 {
+        const OLDEST: u32 = 36;
+        let Ok(cpuid) = self.supported_cpuid() else { return OLDEST };
+        let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 0x8000_0008);
+        leaf.map_or(OLDEST, |entry| entry.eax & 0xff).clamp(OLDEST, 52)
+    }
+
     fn add_slot(&self, at: u64, bytes: u64, host_address: u64, flags: u32) -> io::Result<()> {
         let mut slots = self.slots();
         self.set_slot(slots.next, at, bytes, host_address, flags)?;
@@ -183,6 +204,26 @@ impl Vm {
     fn slots(&self) -> std::sync::MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Every input reaches both controllers; the timer's, 0, reaches the IOAPIC at pin 2, as on every PC and as the MADT says.
+/// Messages (MSI) go to KVM directly and need no entry.
+fn route_interrupts(fd: &VmFd) -> io::Result<()> {
+    let mut entries = Vec::new();
+    let mut route = |gsi: u32, irqchip: u32, pin: u32| {
+        let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+        entry.u.irqchip = kvm_irq_routing_irqchip { irqchip, pin };
+        entries.push(entry);
+    };
+    for gsi in 0..8 {
+        route(gsi, KVM_IRQCHIP_PIC_MASTER, gsi);
+        route(gsi + 8, KVM_IRQCHIP_PIC_SLAVE, gsi);
+    }
+    for gsi in (0..24).filter(|gsi| *gsi != 2) {
+        route(gsi, KVM_IRQCHIP_IOAPIC, if gsi == 0 { 2 } else { gsi });
+    }
+    let table = KvmIrqRouting::from_entries(&entries).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    fd.set_gsi_routing(&table).map_err(kvm_error("cannot route interrupts"))
 }
 
 /// Asks for an exit with the instruction's bytes where KVM cannot emulate it. Older kernels do not know this.

@@ -1,5 +1,6 @@
 //! PCI: what a function is. Decoding, BAR sizing and moving, enable bits and MSI-X live in this folder, so no device writes them.
 
+pub mod assign;
 pub mod config;
 pub mod intx;
 pub mod msix;

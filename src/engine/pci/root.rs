@@ -68,9 +68,23 @@ impl PciRoot {
         msix_vectors: u16,
         make: impl FnOnce(Wiring) -> F,
     ) -> Arc<Mutex<F>> {
+        let made: Result<_, std::convert::Infallible> = self.try_add(at, irq, msix_vectors, |wiring| Ok(make(wiring)));
+        match made {
+            Ok(function) => function,
+        }
+    }
+
+    /// As `add`, for a function whose making can fail; nothing is added then.
+    pub fn try_add<F: PciFunction + 'static, E>(
+        &mut self,
+        at: DevFn,
+        irq: IrqLine,
+        msix_vectors: u16,
+        make: impl FnOnce(Wiring) -> Result<F, E>,
+    ) -> Result<Arc<Mutex<F>>, E> {
         let intx = Intx::new(irq);
         let msix = Msix::new(msix_vectors, Arc::clone(&self.sink));
-        let function = make(Wiring { irq: intx.line(), msix: Arc::clone(&msix) });
+        let function = make(Wiring { irq: intx.line(), msix: Arc::clone(&msix) })?;
         let multifunction = at.function() == 0 && at.slot() == crate::engine::layout::slot::PIIX;
         let config = ConfigSpace::new(&function, msix_vectors, multifunction);
         let mapped = config.bars().iter().map(|bar| (*bar, None)).collect();
@@ -78,7 +92,7 @@ impl PciRoot {
         let slot = Slot { config, function: function.clone(), msix, intx, mapped };
         let before = self.functions.insert(at, slot);
         assert!(before.is_none(), "two functions at {at:?}");
-        function
+        Ok(function)
     }
 
     /// Everything back to the state after power on; all BARs unmapped.
