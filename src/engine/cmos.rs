@@ -399,7 +399,7 @@ impl Rtc {
 
     fn encode(&self, value: i64) -> u8 {
         let value = value as u8; // below 100
-        if self.ram[reg::B] & BINARY != 0 { value } else { value / 10 << 4 | value % 10 }
+        if self.ram[reg::B] & BINARY != 0 { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     fn decode(&self, byte: u8) -> i64 {

@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(rig.read(8, Width::B4), PM_TIMER_HZ);
         assert_eq!(rig.read(9, Width::B1), PM_TIMER_HZ >> 8 & 0xff);
         rig.hand.store(5_000_000_000, Ordering::SeqCst);
-        assert_eq!(rig.read(8, Width::B4), 5 * PM_TIMER_HZ & 0xff_ffff);
+        assert_eq!(rig.read(8, Width::B4), (5 * PM_TIMER_HZ) & 0xff_ffff);
         assert_eq!(rig.read(0, Width::B2) & 1, 1, "the highest bit changed");
         rig.write(0, Width::B2, 1);
         assert_eq!(rig.read(0, Width::B2) & 1, 0);
