@@ -2,6 +2,7 @@
 
 pub mod bus;
 pub mod disk;
+pub mod fault;
 pub mod irq;
 pub mod layout;
 pub mod memory;
