@@ -1,5 +1,6 @@
 //! The engine: one process that runs one guest.
 
+pub mod ahci;
 pub mod bus;
 pub mod disk;
 pub mod fault;
