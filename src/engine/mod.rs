@@ -2,7 +2,10 @@
 
 pub mod bus;
 pub mod disk;
+pub mod input;
 pub mod irq;
 pub mod layout;
 pub mod memory;
 pub mod pci;
+pub mod screen;
+pub mod vga;
