@@ -323,12 +323,14 @@ pub fn boot_order(spec: &GuestSpec) -> Vec<BootDevice> {
     let (mut slot, mut port) = (slot::DISK, 0);
     let mut order = Vec::new();
     for disk in &spec.disks {
-        let (next, device) = match disk.bus {
-            DiskBus::Virtio => (&mut slot, BootDevice::VirtioDisk { slot }),
-            DiskBus::Ahci => (&mut port, BootDevice::AhciDisk { port }),
-        };
-        *next += 1;
-        order.push(device);
+        order.push(match disk.bus {
+            DiskBus::Virtio => BootDevice::VirtioDisk { slot },
+            DiskBus::Ahci => BootDevice::AhciDisk { port },
+        });
+        match disk.bus {
+            DiskBus::Virtio => slot += 1,
+            DiskBus::Ahci => port += 1,
+        }
     }
     order.push(BootDevice::AhciCd { port: CD_PORT });
     order

@@ -15,7 +15,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    boot::{self, StartMode, StartState},
+    boot::{self, DirectBoot, StartMode, StartState},
     devices::{DeviceFiles, Devices, Listeners, boot_order},
     facts::{MachineFacts, pci_memory_64},
     layout,
@@ -169,8 +169,8 @@ impl Machine {
             BootImage::Kernel { kernel, initrd, cmdline } => {
                 self.without_firmware()?;
                 let facts = MachineFacts { pm_base: layout::PM_BASE, ..self.facts.clone() };
-                let start = boot::load(&self.ram, &facts, kernel, initrd.as_ref(), cmdline).map_err(io::Error::other)?;
-                Ok(Some(start))
+                let direct = DirectBoot { kernel, initrd: initrd.as_ref(), cmdline };
+                boot::load(&self.ram, &facts, &direct).map(Some).map_err(io::Error::other)
             }
         }
     }

@@ -5,7 +5,7 @@ use std::io;
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
-use super::boot::{StartMode, StartState};
+use super::boot::{CODE_SELECTOR, DATA_SELECTOR, GDT, StartMode, StartState};
 
 const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;
@@ -46,7 +46,7 @@ pub(super) fn apply(fd: &VcpuFd, start: &StartState) -> io::Result<()> {
     fd.set_regs(&regs).map_err(failed)
 }
 
-/// Flat segments as the Linux boot protocol and PVH want them: code at selector 0x10, data at 0x18.
+/// Flat segments as the Linux boot protocol and PVH want them, also in the GDT that the loader put into RAM.
 fn flat(sregs: &mut kvm_sregs, long: bool) {
     let segment = |selector, type_| kvm_segment {
         base: 0,
@@ -61,8 +61,9 @@ fn flat(sregs: &mut kvm_sregs, long: bool) {
         g: 1,
         ..Default::default()
     };
-    sregs.cs = segment(0x10, 11);
+    (sregs.gdt.base, sregs.gdt.limit) = (GDT.start, (GDT.end - GDT.start - 1) as u16);
+    sregs.cs = segment(CODE_SELECTOR, 11);
     for data in [&mut sregs.ds, &mut sregs.es, &mut sregs.ss, &mut sregs.fs, &mut sregs.gs] {
-        *data = segment(0x18, 3);
+        *data = segment(DATA_SELECTOR, 3);
     }
 }

@@ -12,7 +12,7 @@ use super::{
     queue::{Chain, Malformed},
     worker::{Served, Stop, Work, Worker},
 };
-use crate::engine::event::Event;
+use crate::engine::{event::Event, input::POINTER_MAX};
 
 const CFG_ID_NAME: u8 = 0x01;
 const CFG_ID_SERIAL: u8 = 0x02;
@@ -28,10 +28,8 @@ const EV_ABS: u16 = 3;
 const ABS_X: u16 = 0;
 const ABS_Y: u16 = 1;
 const REL_WHEEL: u16 = 8;
-const BUTTONS: [u16; 3] = [0x110, 0x112, 0x111]; // left, middle, right: the order of RFB's mask
+const BUTTONS: [u16; 3] = [0x110, 0x111, 0x112]; // left, right, middle: the order of `input.rs`
 
-/// The largest coordinate, on both axes.
-pub const ABS_MAX: u16 = 0x7fff;
 /// Events that wait for buffers of the guest; more are dropped, whole reports at a time.
 const EVENTS_MAX: usize = 256;
 const EVENT_BYTES: u64 = 8;
@@ -59,14 +57,14 @@ struct InputEvent {
 }
 
 impl TabletInput {
-    /// The pointer at `x`, `y` (0 to `ABS_MAX`), `buttons` as RFB's mask: left, middle, right, wheel up, wheel down.
-    pub fn pointer(&self, x: u16, y: u16, buttons: u8) {
+    /// As `InputSink::pointer`.
+    pub fn pointer(&self, x: u16, y: u16, buttons: u8, wheel: i8) {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.events.len() + 8 > EVENTS_MAX {
             return;
         }
         for (code, value) in [(ABS_X, x), (ABS_Y, y)] {
-            state.events.push_back(InputEvent { kind: EV_ABS, code, value: i32::from(value.min(ABS_MAX)) });
+            state.events.push_back(InputEvent { kind: EV_ABS, code, value: i32::from(value.min(POINTER_MAX)) });
         }
         let changed = state.buttons ^ buttons;
         for (bit, code) in BUTTONS.into_iter().enumerate() {
@@ -74,10 +72,9 @@ impl TabletInput {
                 state.events.push_back(InputEvent { kind: EV_KEY, code, value: i32::from(buttons >> bit & 1) });
             }
         }
-        for (bit, value) in [(3, 1), (4, -1)] {
-            if (changed & buttons) >> bit & 1 != 0 {
-                state.events.push_back(InputEvent { kind: EV_REL, code: REL_WHEEL, value });
-            }
+        if wheel != 0 {
+            let value = i32::from(wheel);
+            state.events.push_back(InputEvent { kind: EV_REL, code: REL_WHEEL, value });
         }
         state.buttons = buttons;
         state.events.push_back(InputEvent { kind: EV_SYN, code: 0, value: 0 });
@@ -123,7 +120,7 @@ impl Tablet {
             (CFG_EV_BITS, EV_REL) => bits(&[REL_WHEEL]),
             (CFG_EV_BITS, EV_ABS) => bits(&[ABS_X, ABS_Y]),
             (CFG_ABS_INFO, ABS_X | ABS_Y) => {
-                [0, u32::from(ABS_MAX), 0, 0, 0].iter().flat_map(|value: &u32| value.to_le_bytes()).collect()
+                [0, u32::from(POINTER_MAX), 0, 0, 0].iter().flat_map(|value: &u32| value.to_le_bytes()).collect()
             }
             _ => Vec::new(),
         }
