@@ -2,6 +2,7 @@
 
 pub mod engine;
 pub mod error;
+pub mod host;
 pub mod spec;
 pub mod types;
 pub mod wire;
