@@ -3,6 +3,7 @@
 pub mod engine;
 pub mod error;
 pub mod host;
+pub mod hostd;
 pub mod spec;
 pub mod types;
 pub mod wire;

@@ -5,7 +5,10 @@
 use std::{
     fs::File,
     io::{self, Write},
-    os::{fd::OwnedFd, unix::net::{UnixListener, UnixStream}},
+    os::{
+        fd::OwnedFd,
+        unix::net::{UnixListener, UnixStream},
+    },
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -25,7 +28,11 @@ const STALLED: Duration = Duration::from_secs(10);
 
 /// What the machine's thread hears of.
 pub enum Order {
-    Request { action: EngineAction, file: Option<File>, answer: Answer },
+    Request {
+        action: EngineAction,
+        file: Option<File>,
+        answer: Answer,
+    },
     Vcpu(VcpuEvent),
     HostFault(String),
     Addresses(Vec<String>),
@@ -76,7 +83,9 @@ impl Announcer {
         let mut audience = self.lock();
         change(&mut audience.hello);
         let bytes = line(message);
-        audience.listeners.retain(|to| !matches!(to.try_send(bytes.clone()), Err(TrySendError::Full(_) | TrySendError::Disconnected(_))));
+        audience.listeners.retain(|to| {
+            !matches!(to.try_send(bytes.clone()), Err(TrySendError::Full(_) | TrySendError::Disconnected(_)))
+        });
     }
 
     fn join(&self, to: SyncSender<Vec<u8>>) {

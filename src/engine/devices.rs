@@ -38,7 +38,13 @@ use super::{
     uart::Uart,
     vga::{self, SharedVga, Vga},
     virtio::{
-        VirtioDevice, block::Block, input::{Tablet, TabletInput}, net::Net, pci::VirtioPci, rng::Rng, worker::Worker,
+        VirtioDevice,
+        block::Block,
+        input::{Tablet, TabletInput},
+        net::Net,
+        pci::VirtioPci,
+        rng::Rng,
+        worker::Worker,
     },
     vm::Vm,
 };
@@ -105,8 +111,7 @@ impl Devices {
         let pm_base = Arc::new(AtomicU16::new(layout::PM_BASE));
         let router = PirqRouter::new();
         let placement = Arc::clone(vm) as Arc<dyn Placement>;
-        let mut root =
-            PciRoot::new(Arc::clone(&pio), Arc::clone(&mmio), placement, Arc::clone(vm) as Arc<dyn MsiSink>);
+        let mut root = PciRoot::new(Arc::clone(&pio), Arc::clone(&mmio), placement, Arc::clone(vm) as Arc<dyn MsiSink>);
         add_chipset(&mut root, &router, &isa, &pm, &pm_base, &pio);
 
         let vga = Vga::new()?;

@@ -3,11 +3,11 @@
 use std::{
     fs::File,
     io::{self, Read, Seek, Write},
-    os::{
-        fd::OwnedFd,
-        unix::net::UnixListener,
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender},
     },
-    sync::{Arc, mpsc::{Receiver, Sender}},
     time::{Duration, Instant},
 };
 
@@ -73,7 +73,9 @@ pub fn run() -> i32 {
 
 /// Takes ownership of the inherited descriptors and gives up privileges.
 fn take_hands() -> io::Result<(EngineStart, Hands)> {
-    let take = |number: i32| take_fd_ownership(number).map_err(|error| io::Error::other(format!("descriptor {number}: {error}")));
+    let take = |number: i32| {
+        take_fd_ownership(number).map_err(|error| io::Error::other(format!("descriptor {number}: {error}")))
+    };
     let mut json = Vec::new();
     let mut message = File::from(take(START_FD)?);
     message.rewind()?;
@@ -199,10 +201,8 @@ fn serve_consoles(machine: &Machine, serial: UnixListener, vnc: UnixListener, sp
         uart.lock().unwrap_or_else(std::sync::PoisonError::into_inner).type_bytes(bytes);
     };
     console::serve(serial, Arc::clone(&machine.devices.hub), Arc::new(typed))?;
-    let input = Arc::new(ScreenInput {
-        keyboard: machine.devices.i8042.clone(),
-        tablet: machine.devices.tablet.clone(),
-    });
+    let input =
+        Arc::new(ScreenInput { keyboard: machine.devices.i8042.clone(), tablet: machine.devices.tablet.clone() });
     rfb::serve(vnc, Arc::clone(&machine.devices.screen), input, spec.name.as_str())
 }
 
@@ -338,8 +338,7 @@ impl Keeper {
     fn resume(&mut self) {
         if self.paused {
             self.paused = false;
-            self.announcer
-                .say(|hello| hello.observed = Observed::Running, &EngineMessage::State(Observed::Running));
+            self.announcer.say(|hello| hello.observed = Observed::Running, &EngineMessage::State(Observed::Running));
         }
         self.machine.resume();
     }

@@ -398,7 +398,11 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::engine::{bus::{Access, Width}, pci::PciFunction, vga::{self, Vga}};
+    use crate::engine::{
+        bus::{Access, Width},
+        pci::PciFunction,
+        vga::{self, Vga},
+    };
 
     /// A screen, its video memory as the guest maps it, and how often KVM's log was asked.
     struct Bench {
@@ -514,7 +518,8 @@ mod tests {
         viewer.size();
         let looks = bench.looks.load(Ordering::Relaxed);
         let sleeper = bench.screen.attach();
-        let sleeping = std::thread::spawn(move || sleeper.wait(|view| if view.closed { Next::Done(()) } else { Next::Sleep }));
+        let sleeping =
+            std::thread::spawn(move || sleeper.wait(|view| if view.closed { Next::Done(()) } else { Next::Sleep }));
         bench.pixel(640, 0, 0, 7);
         std::thread::sleep(Duration::from_millis(150));
         assert_eq!(bench.looks.load(Ordering::Relaxed), looks);

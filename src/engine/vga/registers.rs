@@ -73,7 +73,13 @@ impl Ports {
             0x3c4 => self.sequencer_index,
             0x3c5 => get(&registers.sequencer, self.sequencer_index),
             0x3c6 => registers.dac_mask,
-            0x3c7 => if self.dac_last_was_read { 3 } else { 0 },
+            0x3c7 => {
+                if self.dac_last_was_read {
+                    3
+                } else {
+                    0
+                }
+            }
             0x3c8 => self.dac_write_at,
             0x3c9 => self.read_dac(registers),
             0x3ca => self.feature,

@@ -56,11 +56,20 @@ struct Raster {
 
 enum Pixels {
     /// Four planes, eight pixels in four bytes; each pixel `repeat` times.
-    Planes { colors: [u32; 16], repeat: usize },
+    Planes {
+        colors: [u32; 16],
+        repeat: usize,
+    },
     /// Two bits a pixel: four pixels of plane 0, then four of plane 1 (CGA).
-    Pairs { colors: [u32; 16], repeat: usize },
+    Pairs {
+        colors: [u32; 16],
+        repeat: usize,
+    },
     /// A DAC index, `repeat` times.
-    Indexes { colors: Vec<u32>, repeat: usize },
+    Indexes {
+        colors: Vec<u32>,
+        repeat: usize,
+    },
     Rgb555,
     Rgb565,
     Rgb888,

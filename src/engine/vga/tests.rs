@@ -75,8 +75,8 @@ fn set_mode_3(write: &impl Fn(u16, Width, u64)) {
     }
     write(0x3d4, Width::B2, 0x0011);
     let crtc = [
-        0x5f, 0x4f, 0x50, 0x82, 0x55, 0x81, 0xbf, 0x1f, 0, 0x4f, 0x0d, 0x0e, 0, 0, 0, 0, 0x9c, 0x8e, 0x8f, 0x28, 0x1f, 0x96,
-        0xb9, 0xa3, 0xff,
+        0x5f, 0x4f, 0x50, 0x82, 0x55, 0x81, 0xbf, 0x1f, 0, 0x4f, 0x0d, 0x0e, 0, 0, 0, 0, 0x9c, 0x8e, 0x8f, 0x28, 0x1f,
+        0x96, 0xb9, 0xa3, 0xff,
     ];
     for (index, value) in crtc.into_iter().enumerate() {
         write(0x3d4, Width::B2, value << 8 | index as u64);
@@ -109,7 +109,8 @@ fn a_bios_sets_mode_3_loads_a_font_and_its_text_appears() {
     assert_eq!((width, height), (720, 400));
     assert_eq!(lines[48][5 * 9], 0x00_00aa, "blue behind");
     let seen = cell(&lines, 5, 3, 0xff_ff55);
-    let expected = ["...##....", "..#..#...", ".#....#..", ".#....#..", ".######..", ".#....#..", ".#....#..", "#......#."];
+    let expected =
+        ["...##....", "..#..#...", ".#....#..", ".#....#..", ".######..", ".#....#..", ".#....#..", "#......#."];
     assert_eq!(seen[..8], expected);
     assert!(seen[8..].iter().all(|row| row == "........."));
     assert_eq!(read_window(&vga, 0xb_8000 + 2 * (80 * 3 + 5) + 1), 0x1e);
@@ -316,7 +317,8 @@ fn the_uefi_driver_sets_a_mode_through_bar2() {
     let (vga, _) = device();
     let mut function = pci_function(&vga);
     let mut dispi = |index: u64, value: u64| function.bar_write(2, Access::new(0x500 + 2 * index, Width::B2), value);
-    for (index, value) in [(4, 0), (5, 0), (8, 0), (9, 0), (3, 32), (1, 1280), (6, 1280), (2, 800), (7, 800), (4, 0x41)] {
+    for (index, value) in [(4, 0), (5, 0), (8, 0), (9, 0), (3, 32), (1, 1280), (6, 1280), (2, 800), (7, 800), (4, 0x41)]
+    {
         assert_eq!(dispi(index, value), Ok(Effect::None));
     }
     assert_eq!(dispi(2, 1 << 40), Ok(Effect::None));
