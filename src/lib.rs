@@ -2,6 +2,7 @@
 
 pub mod engine;
 pub mod error;
+pub mod guests;
 pub mod spec;
 pub mod types;
 pub mod wire;

@@ -1,0 +1,3 @@
+//! Guests: the service behind pages, API and command line.
+
+pub mod lifecycle;
