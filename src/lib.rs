@@ -1,8 +1,14 @@
 //! Innkeeper: one Linux machine as a virtualization appliance, run from a browser.
 
+pub mod api;
+pub mod auth;
+pub mod changes;
+pub mod cli;
 pub mod engine;
 pub mod error;
 pub mod guests;
+pub mod host_client;
 pub mod spec;
+pub mod store;
 pub mod types;
 pub mod wire;

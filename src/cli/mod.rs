@@ -1,13 +1,13 @@
 //! The command line: what can be typed, where it goes, and the exit code: 0 done, 1 failed, 2 typed wrongly.
 
-mod admin;
-mod client;
-mod console;
-mod doctor;
-mod guest;
-mod image;
-mod table;
-mod task;
+pub mod admin;
+pub mod client;
+pub mod console;
+pub mod doctor;
+pub mod guest;
+pub mod image;
+pub mod table;
+pub mod task;
 
 use std::{
     fmt,
@@ -19,7 +19,6 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 
 pub use admin::AdminCommand;
-pub use doctor::{explain, run as doctor};
 pub use guest::GuestCommand;
 pub use image::ImageCommand;
 

@@ -1,0 +1,312 @@
+//! The pages of guests: the list, the form that makes one, and the pages of one guest.
+
+use super::*;
+
+/// What a guest is doing, as people see it: a shape, a word and a colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Running,
+    Starting,
+    Stopping,
+    Paused,
+    Stopped,
+    Failed,
+    /// The engine or the host does not answer.
+    Unknown,
+}
+
+impl State {
+    /// The word on the page, and the class suffix.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Running => "running",
+            State::Starting => "starting",
+            State::Stopping => "stopping",
+            State::Paused => "paused",
+            State::Stopped => "stopped",
+            State::Failed => "failed",
+            State::Unknown => "unknown",
+        }
+    }
+
+    /// There is an engine, so there is a screen and a serial console.
+    pub fn has_screen(self) -> bool {
+        matches!(self, State::Running | State::Starting | State::Stopping | State::Paused)
+    }
+}
+
+/// Which actions make sense now, by the lifecycle table and the reader's role. The page offers exactly these.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Actions {
+    pub start: bool,
+    pub shutdown: bool,
+    pub power_off: bool,
+    pub reset: bool,
+    pub pause: bool,
+    pub resume: bool,
+    /// Hardware may be changed now.
+    pub edit: bool,
+    /// The CD may be changed now.
+    pub cd: bool,
+    pub delete: bool,
+    /// May type into the consoles.
+    pub console_input: bool,
+}
+
+/// One guest in a list.
+#[derive(Clone, Debug)]
+pub struct GuestLine {
+    pub id: String,
+    pub name: String,
+    pub note: String,
+    pub state: State,
+    /// Why it failed or was paused, or what it waits for.
+    pub reason: Option<String>,
+    pub since: Option<Moment>,
+    pub address: Option<String>,
+    pub cpus: u32,
+    pub memory: Bytes,
+    pub cpu: Option<Gauge>,
+    pub actions: Actions,
+}
+
+/// `/guests`. Live: `guest-count`, `guest-rows`.
+#[derive(Template)]
+#[template(path = "guests/list.html", blocks = ["count", "rows", "task_ring"])]
+pub struct GuestsPage {
+    pub chrome: Chrome,
+    /// `?q=`, as typed; `guests` is already filtered by it.
+    pub query: String,
+    pub guests: Vec<GuestLine>,
+    /// What keeps guests from running on this host at all.
+    pub obstacle: Option<Finding>,
+}
+
+impl GuestsPage {
+    /// "7 guests, 5 running".
+    pub fn summary(&self) -> String {
+        let running = self.guests.iter().filter(|guest| guest.state == State::Running).count();
+        format!("{}, {running} running", count(self.guests.len(), "guest", "guests"))
+    }
+}
+
+live!(GuestsPage: "guest-count" => as_count, "guest-rows" => as_rows);
+
+/// What the create form (and, minus the disks, the hardware form) holds, exactly as typed.
+#[derive(Clone, Debug)]
+pub struct GuestFields {
+    pub name: String,
+    pub cpus: String,
+    pub memory: String,
+    /// "disk", "kernel" or "test".
+    pub boot: String,
+    pub disk_size: String,
+    pub disk_image: String,
+    pub disk_bus: String,
+    pub cdrom: String,
+    pub kernel: String,
+    pub initrd: String,
+    pub cmdline: String,
+    pub firmware: String,
+    pub network: String,
+    pub start: bool,
+}
+
+impl Default for GuestFields {
+    fn default() -> GuestFields {
+        let [name, disk_image, cdrom, kernel, initrd, cmdline] = [""; 6].map(str::to_owned);
+        let [cpus, memory, boot, disk_size] = ["2", "2G", "disk", "16G"].map(str::to_owned);
+        let [disk_bus, firmware, network] = ["virtio", "bios", "nat"].map(str::to_owned);
+        GuestFields {
+            name,
+            cpus,
+            memory,
+            boot,
+            disk_size,
+            disk_image,
+            disk_bus,
+            cdrom,
+            kernel,
+            initrd,
+            cmdline,
+            firmware,
+            network,
+            start: true,
+        }
+    }
+}
+
+/// What the selects of the guest forms offer.
+#[derive(Clone, Debug, Default)]
+pub struct GuestChoices {
+    /// CD images; the form adds "no CD".
+    pub cds: Vec<Choice>,
+    /// Disk images; the form adds "an empty disk".
+    pub disks: Vec<Choice>,
+    /// Files that can be a kernel or an initrd.
+    pub boot_files: Vec<Choice>,
+    /// `nat`, `user`, `none`, `bridge:NAME`, with labels that say what they do.
+    pub networks: Vec<Choice>,
+    pub firmwares: Vec<Choice>,
+    /// "This host has 8 CPUs and 31 GiB of memory, 12 GiB of it free."
+    pub host_words: String,
+}
+
+/// `/guests/new`, and again with errors (422) after `POST /guests`.
+#[derive(Template)]
+#[template(path = "guests/new.html")]
+pub struct GuestNewPage {
+    pub chrome: Chrome,
+    pub fields: GuestFields,
+    pub errors: FieldErrors,
+    pub choices: GuestChoices,
+}
+
+/// The tab of a guest that is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestTab {
+    Overview,
+    Console,
+    Serial,
+    Hardware,
+    Log,
+}
+
+/// The header every page of a guest has: name, state, actions, tabs. Live: `guest-head`.
+#[derive(Clone, Debug)]
+pub struct GuestHead {
+    pub id: String,
+    pub name: String,
+    pub tab: GuestTab,
+    pub state: State,
+    pub reason: Option<String>,
+    pub since: Option<Moment>,
+    pub address: Option<String>,
+    pub actions: Actions,
+}
+
+impl GuestHead {
+    /// "since" for what lasts, nothing for what passes.
+    pub fn lasting(&self) -> bool {
+        !matches!(self.state, State::Starting | State::Stopping)
+    }
+
+    /// What opens the serial console in a terminal on the host.
+    pub fn console_command(&self) -> String {
+        format!("innkeeper guest console {}", self.name)
+    }
+}
+
+/// One line of what a guest is made of: "Memory", "4 GiB".
+#[derive(Clone, Debug)]
+pub struct Fact {
+    pub label: &'static str,
+    pub value: String,
+    /// An identifier, address or size that people copy.
+    pub copy: bool,
+}
+
+/// One disk of a guest.
+#[derive(Clone, Debug)]
+pub struct DiskLine {
+    pub id: String,
+    /// "disk 1".
+    pub label: String,
+    pub size: Bytes,
+    /// What it takes on the host.
+    pub used: Option<Bytes>,
+    /// "virtio" or "ahci".
+    pub bus: String,
+    pub note: String,
+}
+
+/// `/guests/{id}`. Live: `guest-head`, `guest-live`.
+#[derive(Template)]
+#[template(path = "guests/overview.html", blocks = ["head", "live", "task_ring"])]
+pub struct GuestPage {
+    pub chrome: Chrome,
+    pub guest: GuestHead,
+    /// "2 vCPUs, 4 GiB, BIOS, one disk of 32 GiB, network nat."
+    pub words: String,
+    pub facts: Vec<Fact>,
+    pub disks: Vec<DiskLine>,
+    /// The image in the CD drive.
+    pub cd: Option<String>,
+    pub gauges: Vec<Gauge>,
+    pub events: Vec<EventLine>,
+}
+
+live!(GuestPage: "guest-head" => as_head, "guest-live" => as_live);
+
+/// `/guests/{id}/console`: the screen. Live: `guest-head`.
+#[derive(Template)]
+#[template(path = "guests/console.html", blocks = ["head", "task_ring"])]
+pub struct GuestConsolePage {
+    pub chrome: Chrome,
+    pub guest: GuestHead,
+    /// What the serial console says now, for readers without JavaScript; lossy UTF-8, control characters removed.
+    pub scrollback: String,
+}
+
+live!(GuestConsolePage: "guest-head" => as_head);
+
+/// `/guests/{id}/serial`. Sent with the nonce in its Content-Security-Policy, always as a full load. Live: `guest-head`.
+#[derive(Template)]
+#[template(path = "guests/serial.html", blocks = ["head", "task_ring"])]
+pub struct GuestSerialPage {
+    pub chrome: Chrome,
+    pub guest: GuestHead,
+    pub nonce: String,
+    /// As [`GuestConsolePage::scrollback`].
+    pub scrollback: String,
+}
+
+live!(GuestSerialPage: "guest-head" => as_head);
+
+/// `/guests/{id}/hardware`, and again with errors (422) after its POSTs. Live: `guest-head`.
+#[derive(Template)]
+#[template(path = "guests/hardware.html", blocks = ["head", "task_ring"])]
+pub struct GuestHardwarePage {
+    pub chrome: Chrome,
+    pub guest: GuestHead,
+    /// `disk_size` and `disk_image` are the disk to add.
+    pub fields: GuestFields,
+    pub errors: FieldErrors,
+    pub choices: GuestChoices,
+    pub disks: Vec<DiskLine>,
+    /// The id of the image in the CD drive, "" when it is empty.
+    pub cd: String,
+}
+
+live!(GuestHardwarePage: "guest-head" => as_head);
+
+/// `/guests/{id}/log`: what the engine and the firmware's debug console wrote. Live: `guest-head`, `guest-log`.
+#[derive(Template)]
+#[template(path = "guests/log.html", blocks = ["head", "log", "task_ring"])]
+pub struct GuestLogPage {
+    pub chrome: Chrome,
+    pub guest: GuestHead,
+    /// The end of the log, lossy UTF-8.
+    pub text: String,
+    /// Bytes before `text` that this page leaves out.
+    pub left_out: Bytes,
+}
+
+live!(GuestLogPage: "guest-head" => as_head, "guest-log" => as_log);
+
+/// `/guests/{id}/delete`: asks for the name, and says what goes with it.
+#[derive(Template)]
+#[template(path = "guests/delete.html")]
+pub struct GuestDeletePage {
+    pub chrome: Chrome,
+    pub guest: GuestHead,
+    pub disks: Vec<DiskLine>,
+    pub errors: FieldErrors,
+    pub confirm: String,
+}
+
+impl GuestDeletePage {
+    pub fn confirm_label(&self) -> String {
+        format!("To delete it, write its name: {}", self.guest.name)
+    }
+}
