@@ -1,9 +1,10 @@
 //! The web role's end of the socket to `hostd`: calls with answers in any order, and the news that engines have ended.
 
-use std::{collections::HashMap, io, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{collections::HashMap, io, os::fd::OwnedFd, time::Duration};
 
 use tokio::{
-    io::{Interest, unix::AsyncFd},
+    io::Interest,
+    net::UnixStream,
     sync::{mpsc, oneshot},
     time::timeout,
 };
@@ -44,8 +45,10 @@ impl HostClient {
     /// Takes over the socket; must be called inside a runtime, which keeps the connection. The receiver gets each `EngineGone` once.
     pub fn start(socket: OwnedFd) -> Result<(HostClient, mpsc::UnboundedReceiver<EngineGone>)> {
         let failed = |error| Error::internal("Cannot talk to the supervisor.", error);
-        rustix::io::ioctl_fionbio(&socket, true).map_err(|error| failed(error.into()))?;
-        let socket = Arc::new(AsyncFd::new(socket).map_err(failed)?);
+        // The type is that of a stream; all it does here is to wait. `wire` reads and writes whole packets.
+        let socket = std::os::unix::net::UnixStream::from(socket);
+        socket.set_nonblocking(true).map_err(failed)?;
+        let socket = UnixStream::from_std(socket).map_err(failed)?;
         let (calls, queue) = mpsc::channel(QUEUE_LEN);
         let (ends, ended) = mpsc::unbounded_channel();
         let gone = CancellationToken::new();
@@ -81,7 +84,7 @@ impl HostClient {
 
 /// Sends calls and hands out answers until either end closes.
 async fn converse(
-    socket: &AsyncFd<OwnedFd>,
+    socket: &UnixStream,
     mut queue: mpsc::Receiver<Call>,
     ends: mpsc::UnboundedSender<EngineGone>,
 ) -> io::Result<()> {
@@ -96,9 +99,9 @@ async fn converse(
                 waiting.retain(|_, answer| !answer.is_closed());
                 waiting.insert(seq, answer);
                 let call = HostCall { seq, request };
-                socket.async_io(Interest::WRITABLE, |fd| wire::send(fd, &call, &[])).await?;
+                socket.async_io(Interest::WRITABLE, || wire::send(socket, &call, &[])).await?;
             }
-            message = socket.async_io(Interest::READABLE, |fd| wire::receive::<HostMessage>(fd)) => {
+            message = socket.async_io(Interest::READABLE, || wire::receive::<HostMessage>(socket)) => {
                 match message? {
                     None => return Ok(()),
                     Some((HostMessage::Answer { seq, result }, fds)) => {

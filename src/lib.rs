@@ -1,5 +1,6 @@
 //! Innkeeper: one Linux machine as a virtualization appliance, run from a browser.
 
+pub mod admin;
 pub mod api;
 pub mod auth;
 pub mod changes;
@@ -10,5 +11,7 @@ pub mod guests;
 pub mod host_client;
 pub mod spec;
 pub mod store;
+pub mod tasks;
 pub mod types;
+pub mod web;
 pub mod wire;
