@@ -192,6 +192,21 @@ pub fn run_dir(place: &PlaceArgs) -> PathBuf {
     }
 }
 
+/// Where the state is: --state, else the system's place for root or this user.
+///
+/// Errors: no home directory to put it in.
+pub fn default_state_dir(place: &PlaceArgs) -> Outcome<PathBuf> {
+    if let Some(state) = &place.state {
+        return Ok(state.clone());
+    }
+    if nix::unistd::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/innkeeper"));
+    }
+    let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let data = data.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/share")));
+    data.map(|dir| dir.join("innkeeper")).ok_or_else(|| Failure::Usage("there is no home directory; use --state DIR".into()))
+}
+
 /// One line on standard output.
 fn say(text: impl fmt::Display) -> Outcome {
     Ok(writeln!(io::stdout(), "{text}")?)

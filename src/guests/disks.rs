@@ -19,7 +19,7 @@ const COPY_BYTES: u64 = 16 << 20;
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// `disks/ID.raw` in the state directory.
-pub fn path(state_dir: &Path, id: &Id) -> PathBuf {
+pub(super) fn path(state_dir: &Path, id: &Id) -> PathBuf {
     folder(state_dir).join(format!("{id}.raw"))
 }
 
@@ -30,14 +30,14 @@ fn folder(state_dir: &Path) -> PathBuf {
 /// Makes an empty disk, which takes no space yet.
 ///
 /// Errors: `NoCapacity`, `Internal`; nothing is left behind.
-pub fn create(state_dir: &Path, id: &Id, size_bytes: u64) -> Result<()> {
+pub(super) fn create(state_dir: &Path, id: &Id, size_bytes: u64) -> Result<()> {
     fill(state_dir, id, |file| file.set_len(size_bytes).map_err(|error| failed(&error, "make a disk")))
 }
 
 /// Copies an image into a new disk of `size_bytes`; holes stay holes. `done` and `total` go on over several disks.
 ///
 /// Errors: as `create`, and cancelled; nothing is left behind.
-pub fn copy(state_dir: &Path, id: &Id, image: &File, size_bytes: u64, meter: &mut Meter<'_>) -> Result<()> {
+pub(super) fn copy(state_dir: &Path, id: &Id, image: &File, size_bytes: u64, meter: &mut Meter<'_>) -> Result<()> {
     fill(state_dir, id, |file| {
         let length = image.metadata().map_err(|error| failed(&error, "read the image"))?.len();
         if length > size_bytes {
@@ -52,7 +52,7 @@ pub fn copy(state_dir: &Path, id: &Id, image: &File, size_bytes: u64, meter: &mu
 }
 
 /// Removes the files of disks that are forgotten. What cannot be removed is logged: it only takes space.
-pub fn remove(state_dir: &Path, ids: &[Id]) {
+pub(super) fn remove(state_dir: &Path, ids: &[Id]) {
     for id in ids {
         let raw = path(state_dir, id);
         for file in [raw.with_extension("part"), raw] {
@@ -67,13 +67,13 @@ pub fn remove(state_dir: &Path, ids: &[Id]) {
 }
 
 /// What a disk takes on the host; nothing when its file cannot be read.
-pub fn used_bytes(state_dir: &Path, id: &Id) -> Option<u64> {
+pub(super) fn used_bytes(state_dir: &Path, id: &Id) -> Option<u64> {
     use std::os::unix::fs::MetadataExt;
     fs::metadata(path(state_dir, id)).ok().map(|about| about.blocks() * 512)
 }
 
 /// How far a copy is, over all its disks.
-pub struct Meter<'a> {
+pub(super) struct Meter<'a> {
     progress: &'a mut Progress,
     step: String,
     done: u64,
@@ -81,7 +81,7 @@ pub struct Meter<'a> {
 }
 
 impl Meter<'_> {
-    pub fn new(progress: &mut Progress, step: impl Into<String>, total: u64) -> Meter<'_> {
+    pub(super) fn new(progress: &mut Progress, step: impl Into<String>, total: u64) -> Meter<'_> {
         Meter { progress, step: step.into(), done: 0, total }
     }
 
@@ -189,7 +189,7 @@ pub fn host_memory() -> Option<(u64, u64)> {
 }
 
 /// What to think about before giving a guest so much memory; nothing when it fits.
-pub fn memory_warning(memory_bytes: u64) -> Option<String> {
+pub(super) fn memory_warning(memory_bytes: u64) -> Option<String> {
     let (total, available) = host_memory()?;
     if memory_bytes > total {
         Some(format!("This guest has {} of memory, more than the host's {}.", show_size(memory_bytes), show_size(total)))

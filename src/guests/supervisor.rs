@@ -6,6 +6,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
+    runtime::Handle,
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep, sleep_until},
 };
@@ -51,6 +52,22 @@ pub struct Status {
     pub client: Option<EngineClient>,
 }
 
+impl Status {
+    /// Of a guest that nobody has looked at yet.
+    pub(super) fn unknown() -> Status {
+        Status {
+            state: State::Stopped,
+            reason: None,
+            since_ms: None,
+            started_ms: None,
+            engine: None,
+            addresses: Vec::new(),
+            cd_present: None,
+            client: None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Engine {
     pub pid: u32,
@@ -65,6 +82,8 @@ pub struct Surroundings {
     pub changes: Changes,
     /// Where the folders with the engines' sockets are.
     pub guests_run_dir: PathBuf,
+    /// Lives as long as the server; handlers run on shorter ones.
+    pub runtime: Handle,
 }
 
 /// How a guest is found when the server starts.
@@ -90,6 +109,7 @@ enum Message {
     /// A person asks. `launch` comes with `Start` alone.
     Ask { event: Event, launch: Option<Box<Launch>>, reply: oneshot::Sender<Result<()>> },
     StartAnswered(Result<()>),
+    CannotStart(Error),
     Connected { attempt: u64, result: Result<Connected> },
     News { attempt: u64, message: EngineMessage },
     Disconnected { attempt: u64 },
@@ -97,7 +117,6 @@ enum Message {
 }
 
 impl Supervisor {
-    /// Must be called inside a runtime.
     pub fn start(guest: Id, found: Found, around: Surroundings) -> Supervisor {
         let (inbox, messages) = mpsc::channel(INBOX_LEN);
         let (state, reason) = match &found {
@@ -106,16 +125,8 @@ impl Supervisor {
             Found::Alive { asked_off: true } => (State::Stopping, None),
             Found::Alive { asked_off: false } | Found::Ended(_) => (State::Starting, None),
         };
-        let (publish, status) = watch::channel(Status {
-            state,
-            reason,
-            since_ms: None,
-            started_ms: None,
-            engine: None,
-            addresses: Vec::new(),
-            cd_present: None,
-            client: None,
-        });
+        let (publish, status) = watch::channel(Status { state, reason, ..Status::unknown() });
+        let around_runtime = around.runtime.clone();
         let task = Task {
             guest,
             around,
@@ -128,12 +139,17 @@ impl Supervisor {
             force_at: None,
             pulled: false,
         };
-        tokio::spawn(task.run(found, messages));
+        around_runtime.spawn(task.run(found, messages));
         Supervisor { inbox, status, busy: Arc::default() }
     }
 
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
+    }
+
+    /// Follows the status; closed when the guest is forgotten.
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.status.clone()
     }
 
     /// Asks for what a person wants.
@@ -143,6 +159,11 @@ impl Supervisor {
         let (reply, replied) = oneshot::channel();
         self.inbox.send(Message::Ask { event, launch, reply }).await.map_err(|_| ended())?;
         replied.await.map_err(|_| ended())?
+    }
+
+    /// The guest should have been started, and cannot be.
+    pub async fn cannot_start(&self, why: Error) {
+        let _ = self.inbox.send(Message::CannotStart(why)).await;
     }
 
     /// `hostd` saw the engine's process end.
@@ -202,8 +223,14 @@ impl Task {
             Message::Ask { event, launch, reply } => self.ask(event, launch, reply).await,
             Message::StartAnswered(Ok(())) => self.connect(),
             Message::StartAnswered(Err(error)) => self.start_refused(&error).await,
+            Message::CannotStart(error) => {
+                if let Ok((next, _)) = step(self.state(), Event::Start) {
+                    self.enter(next, None);
+                    self.start_refused(&error).await;
+                }
+            }
             Message::Connected { attempt, result } if attempt == self.attempt => match result {
-                Ok(connected) => self.connected(connected),
+                Ok(connected) => self.connected(connected).await,
                 Err(_) => self.connect_later(),
             },
             Message::News { attempt, message } if attempt == self.attempt => self.news(message),
@@ -322,7 +349,7 @@ impl Task {
         }
     }
 
-    fn connected(&mut self, connected: Connected) {
+    async fn connected(&mut self, connected: Connected) {
         let Connected { client, hello, mut news } = connected;
         let Some(inbox) = self.inbox.upgrade() else { return };
         if hello.guest != self.guest {
@@ -339,6 +366,10 @@ impl Task {
             let _ = inbox.send(Message::Disconnected { attempt }).await;
         });
         self.retry = RECONNECT_FIRST;
+        if self.state() == State::Failed {
+            let guest = self.guest.clone();
+            self.log(self.around.store.writing(move |tx| guests::set_failure(tx, &guest, None)).await);
+        }
         let note = client.stranger().map(str::to_owned);
         self.publish.send_modify(|status| {
             status.started_ms = Some(hello.started_ms);

@@ -1,8 +1,12 @@
 //! The web role: HTTPS server, pages, API, consoles. Nothing below it knows HTTP.
 
 pub mod assets;
+pub mod console;
 pub mod form;
 pub mod guard;
+pub mod guest_api;
+pub mod guest_forms;
+pub mod guests;
 pub mod listen;
 pub mod page;
 pub mod role;
@@ -23,7 +27,7 @@ use self::{
     view::{Chrome, Flash, Level, Tab, Who},
 };
 use crate::{
-    auth::Auth, changes::Changes, error::Error, host_client::HostClient, store::Store, store::users::Role, tasks::Tasks,
+    auth::Auth, changes::Changes, error::Error, guests::Guests, host_client::HostClient, store::Store, store::users::Role, tasks::Tasks,
     types::Id,
 };
 
@@ -34,6 +38,7 @@ pub struct State {
     pub host: HostClient,
     pub auth: Auth,
     pub tasks: Tasks,
+    pub guests: Guests,
     pub certificate: tls::Certificate,
     /// Cancelled when the server ends.
     pub ending: CancellationToken,
@@ -90,6 +95,7 @@ impl State {
 
 /// All routes, one function an area. Each handler says by a parameter who may use it.
 pub fn routes(app: &mut web::ServiceConfig) {
+    app.configure(guest_api::routes).configure(console::routes).configure(guests::routes);
     app.default_service(web::to(nothing_here));
 }
 

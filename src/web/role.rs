@@ -19,6 +19,7 @@ use crate::{
     auth::Auth,
     changes::Changes,
     error::{Error, Result},
+    guests::{self, Guests},
     host_client::HostClient,
     store::Store,
     tasks::Tasks,
@@ -86,14 +87,25 @@ async fn serve(config: WebRole) -> Result<()> {
 async fn open(config: WebRole) -> Result<State> {
     let store = std::sync::Arc::new(Store::open(&config.state_dir)?);
     let certificate = tls::open(&config.state_dir)?;
-    let (host, _engines_gone) = HostClient::start(config.hostd)?;
+    let (host, engines_gone) = HostClient::start(config.hostd)?;
     let changes = Changes::default();
     let tasks = Tasks::start(store.clone(), changes.clone(), Handle::current())?;
+    let guests = Guests::start(guests::Parts {
+        store: store.clone(),
+        host: host.clone(),
+        engines_gone,
+        tasks: tasks.clone(),
+        changes: changes.clone(),
+        state_dir: config.state_dir.clone(),
+        run_dir: config.run_dir.clone(),
+    })
+    .await?;
     let port = config.listener.local_addr().map_or(0, |address| address.port());
     Ok(State {
         auth: Auth::new(store.clone()),
         host,
         tasks,
+        guests,
         certificate,
         ending: CancellationToken::new(),
         port,
