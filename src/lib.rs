@@ -1,9 +1,19 @@
 //! Innkeeper: one Linux machine as a virtualization appliance, run from a browser.
 
+pub mod admin;
+pub mod api;
+pub mod auth;
+pub mod changes;
+pub mod cli;
 pub mod engine;
 pub mod error;
 pub mod host;
 pub mod hostd;
+pub mod guests;
+pub mod host_client;
 pub mod spec;
+pub mod store;
+pub mod tasks;
 pub mod types;
+pub mod web;
 pub mod wire;

@@ -55,7 +55,7 @@ pub fn web(web: Web<'_>) -> io::Result<Child> {
         FdMapping { parent_fd: web.api, child_fd: WEB_API_FD },
     ];
     let mut command = Command::new(SELF);
-    command.arg0("innkeeper").arg("web").arg("--state").arg(web.state).arg("--run").arg(web.run);
+    command.arg0("innkeeper").arg("web").arg("--state-dir").arg(web.state).arg("--run-dir").arg(web.run);
     command.stdin(Stdio::null());
     if let Some(id) = web.run_as {
         // With a user, std also empties the list of supplementary groups.

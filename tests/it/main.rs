@@ -1,1 +1,5 @@
+//! Tests of whole processes and their seams, in one binary.
+
 mod network;
+mod support;
+mod web;

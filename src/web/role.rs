@@ -1,0 +1,119 @@
+//! The web role as a process: opens the state, starts the services, serves until the supervisor or a signal ends it.
+
+use std::{
+    net::TcpListener,
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    path::PathBuf,
+    time::Duration,
+};
+
+use actix_web::{App, middleware::from_fn, web};
+use tokio::{
+    runtime::Handle,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{State, guard, listen, routes, tls};
+use crate::{
+    auth::Auth,
+    changes::Changes,
+    error::{Error, Result},
+    guests::{self, Guests},
+    host_client::HostClient,
+    store::Store,
+    tasks::Tasks,
+};
+
+/// What the supervisor hands to the web role.
+pub struct WebRole {
+    pub state_dir: PathBuf,
+    pub run_dir: PathBuf,
+    /// SOCK_SEQPACKET to `hostd`.
+    pub hostd: OwnedFd,
+    /// Bound and listening.
+    pub listener: TcpListener,
+    /// Bound and listening.
+    pub api: UnixListener,
+}
+
+/// Handlers never block, so few threads do.
+const WORKERS: usize = 2;
+/// After this, connections that are still open are dropped. Whole seconds: the server takes no less.
+const GRACE_S: u64 = 1;
+/// Streams end by themselves when told; this is how long they get before the listeners close.
+const STREAMS_END: Duration = Duration::from_millis(100);
+
+/// Serves until SIGTERM, SIGINT or the end of `hostd`; ends within 2 s of it.
+///
+/// Errors: what keeps it from starting.
+pub fn run(config: WebRole) -> Result<()> {
+    let system = actix_rt::System::new();
+    let result = system.block_on(serve(config));
+    // Dropping the runtime would wait for work that blocks, such as a download that gets no bytes. The process ends anyway.
+    std::mem::forget(system);
+    result
+}
+
+async fn serve(config: WebRole) -> Result<()> {
+    let cannot = |error| Error::internal("Cannot start the server.", error);
+    let (listener, api) = (config.listener.try_clone().map_err(cannot)?, config.api.try_clone().map_err(cannot)?);
+    let state = web::Data::new(open(config).await?);
+    let app = {
+        let state = state.clone();
+        move || App::new().app_data(state.clone()).wrap(from_fn(guard::guard)).configure(routes)
+    };
+    let server = actix_server::Server::build().workers(WORKERS).disable_signals().shutdown_timeout(GRACE_S);
+    let server = listen::listen(server, listener, api, state.certificate.config.clone(), app).map_err(cannot)?.run();
+    let handle = server.handle();
+    let serving = actix_rt::spawn(server);
+    tracing::info!(port = state.port, "serving");
+
+    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("asked to end"),
+        _ = interrupt.recv() => tracing::info!("interrupted"),
+        () = state.host.gone() => tracing::info!("the supervisor has ended"),
+    }
+    state.ending.cancel();
+    state.tasks.cancel_all();
+    tokio::time::sleep(STREAMS_END).await;
+    handle.stop(true).await;
+    let _ = serving.await;
+    Ok(())
+}
+
+async fn open(config: WebRole) -> Result<State> {
+    let store = std::sync::Arc::new(Store::open(&config.state_dir)?);
+    let certificate = tls::open(&config.state_dir)?;
+    let (host, engines_gone) = HostClient::start(config.hostd)?;
+    let changes = Changes::default();
+    let tasks = Tasks::start(store.clone(), changes.clone(), Handle::current())?;
+    let guests = Guests::start(guests::Parts {
+        store: store.clone(),
+        host: host.clone(),
+        engines_gone,
+        tasks: tasks.clone(),
+        changes: changes.clone(),
+        state_dir: config.state_dir.clone(),
+        run_dir: config.run_dir.clone(),
+    })
+    .await?;
+    let port = config.listener.local_addr().map_or(0, |address| address.port());
+    Ok(State {
+        auth: Auth::new(store.clone()),
+        host,
+        tasks,
+        guests,
+        certificate,
+        ending: CancellationToken::new(),
+        port,
+        host_name: tls::host_name(),
+        flashes: Default::default(),
+        state_dir: config.state_dir,
+        run_dir: config.run_dir,
+        changes,
+        store,
+    })
+}
