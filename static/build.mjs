@@ -113,8 +113,8 @@ function manifest() {
   const urls = assets.map(({ name, file }) => `    (${rust(name)}, ${rust(`/assets/${file}`)}),`);
   const owed = packages().map((p) => `    Package { name: ${rust(p.name)}, version: ${rust(p.version)}, licence: ${rust(p.licence)}, source: ${rust(p.source)}, text: ${rust(p.text)} },`);
   return [
-    "pub static URLS: &[(&str, &str)] = &[", ...urls, "];",
-    "pub static ASSETS: &[Asset] = &[", ...entries, "];",
-    "pub static PACKAGES: &[Package] = &[", ...owed, "];", "",
+    "pub(super) static URLS: &[(&str, &str)] = &[", ...urls, "];",
+    "pub(super) static ASSETS: &[Asset] = &[", ...entries, "];",
+    "pub(super) static PACKAGES: &[Package] = &[", ...owed, "];", "",
   ].join("\n");
 }

@@ -31,7 +31,8 @@ class GuestTerminal extends GuestConsole {
     term.onBinary((text) => this.send(Uint8Array.from(text, (c) => c.charCodeAt(0))));
     term.attachCustomKeyEventHandler((event) => !(event.ctrlKey && event.altKey && event.shiftKey));
     term.textarea.setAttribute("aria-label", `Serial console of ${this.dataset.name}`);
-    term.focus();
+    if (this.off) this.mark(this.offWords());
+    else term.focus();
   }
 
   url() {
