@@ -93,12 +93,15 @@ function packages() {
     const file = readdirSync(folder).find((entry) => /^licen[cs]e/i.test(entry));
     const source = (info.repository?.url ?? info.repository ?? "").replace(/^git\+/, "").replace(/\.git$/, "");
     const vendored = name.includes("/vendor/");
+    // An icon set has no licence file; its info says whose it is and where the licence is.
+    const set = existsSync(join(folder, "info.json")) ? JSON.parse(readFileSync(join(folder, "info.json"))) : null;
+    const said = set ? `Copyright (c) ${set.author.name}, under the ${set.license.title} licence: ${set.license.url}` : "";
     return {
       name: vendored ? `${basename(name)} (inside ${name.split("/vendor/")[0]})` : name,
       version: info.version ?? "",
       licence: info.license ?? "MIT",
       source: source.startsWith("https://") ? source : "",
-      text: file ? readFileSync(join(folder, file), "utf8") : "",
+      text: file ? readFileSync(join(folder, file), "utf8") : said,
     };
   });
 }

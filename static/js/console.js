@@ -65,8 +65,7 @@ export class GuestConsole extends HTMLElement {
   }
 
   offWords() {
-    const state = document.querySelector("#guest-head .state")?.textContent.trim() ?? "stopped";
-    return `${this.dataset.name} is ${state}`;
+    return document.getElementById("guest-head")?.dataset.words ?? `${this.dataset.name} is stopped`;
   }
 
   tell(link, words) {
