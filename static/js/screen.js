@@ -55,6 +55,10 @@ class GuestScreen extends GuestConsole {
     this.stage.prepend(frame);
   }
 
+  focusGuest() {
+    this.rfb?.focus({ preventScroll: true });
+  }
+
   blurGuest() {
     for (const [keysym, code] of MODIFIERS) this.rfb?.sendKey(keysym, code, false);
     this.rfb?.blur();

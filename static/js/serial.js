@@ -71,15 +71,18 @@ class GuestTerminal extends GuestConsole {
     if (this.socket?.readyState === WebSocket.OPEN && !this.viewOnly) this.socket.send(bytes);
   }
 
+  focusGuest() {
+    this.term.focus();
+  }
+
   blurGuest() {
     this.term.blur();
   }
 
   press(button) {
     super.press(button);
-    if (button.dataset.do === "paste") this.askText("Paste", (text) => (this.term.paste(text), this.term.focus()));
+    if (button.dataset.do === "paste") this.askText("Paste", (text) => (this.term.paste(text), this.focusGuest()));
     if (button.dataset.do === "copy") this.copyAll(button);
-    if (button.dataset.do === "full") this.term.focus();
   }
 
   async copyAll(button) {
