@@ -3,6 +3,7 @@
 //! One writer and one reader connection, each behind a mutex; WAL lets the reader go on while the writer waits for the disk.
 //! Queries are free functions on `&Tx`, so that they compose in one transaction. Absence is `Ok(None)`, and only absence.
 
+pub mod guests;
 pub mod images;
 pub mod tasks;
 pub mod users;
@@ -43,6 +44,8 @@ impl Store {
     pub fn open(state_dir: &Path) -> Result<Store> {
         let path = state_dir.join(FILE);
         let mut writer = connect(&path)?;
+        let cannot = |error| Error::internal(format!("Cannot keep {} private.", path.display()), error);
+        crate::state_files::make_private(&path).map_err(cannot)?;
         migrate(&mut writer, &path)?;
         let reader = connect(&path)?;
         reader.pragma_update(None, "query_only", true)?;

@@ -1,10 +1,14 @@
 //! The web role: HTTPS server, pages, API, consoles. Nothing below it knows HTTP.
 
 pub mod assets;
+pub mod console;
 pub mod door;
 pub mod events;
 pub mod form;
 pub mod guard;
+pub mod guest_api;
+pub mod guest_forms;
+pub mod guests;
 pub mod home;
 pub mod host;
 pub mod images;
@@ -34,6 +38,7 @@ use crate::{
     auth::Auth,
     changes::Changes,
     error::{Error, Result},
+    guests::Guests,
     host_client::HostClient,
     images::Images,
     store::{
@@ -52,6 +57,7 @@ pub struct State {
     pub auth: Auth,
     pub tasks: Tasks,
     pub images: Images,
+    pub guests: Guests,
     pub findings: host::Findings,
     pub certificate: tls::Certificate,
     /// Cancelled when the server ends.
@@ -118,6 +124,9 @@ impl State {
 pub fn routes(app: &mut web::ServiceConfig) {
     app.configure(home::routes)
         .configure(door::routes)
+        .configure(guest_api::routes)
+        .configure(console::routes)
+        .configure(guests::routes)
         .configure(images::routes)
         .configure(tasks::routes)
         .configure(host::routes)

@@ -19,6 +19,7 @@ use crate::{
     auth::Auth,
     changes::Changes,
     error::{Error, Result},
+    guests::{self, Guests},
     host_client::HostClient,
     images::Images,
     store::Store,
@@ -88,9 +89,19 @@ async fn serve(config: WebRole, background: Handle) -> Result<()> {
 async fn open(config: WebRole, background: Handle) -> Result<State> {
     let store = std::sync::Arc::new(Store::open(&config.state_dir)?);
     let certificate = tls::open(&config.state_dir)?;
-    let (host, _engines_gone) = HostClient::start(config.hostd)?;
+    let (host, engines_gone) = HostClient::start(config.hostd)?;
     let changes = Changes::default();
     let tasks = Tasks::start(store.clone(), changes.clone(), background)?;
+    let guests = Guests::start(guests::Parts {
+        store: store.clone(),
+        host: host.clone(),
+        engines_gone,
+        tasks: tasks.clone(),
+        changes: changes.clone(),
+        state_dir: config.state_dir.clone(),
+        run_dir: config.run_dir.clone(),
+    })
+    .await?;
     let port = config.listener.local_addr().map_or(0, |address| address.port());
     let images = Images::start(store.clone(), changes.clone(), tasks.clone(), host.clone(), &config.state_dir)?;
     Ok(State {
@@ -99,6 +110,7 @@ async fn open(config: WebRole, background: Handle) -> Result<State> {
         auth: Auth::new(store.clone()),
         host,
         tasks,
+        guests,
         certificate,
         ending: CancellationToken::new(),
         port,

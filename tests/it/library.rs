@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt},
 };
 
+use innkeeper::wire::{HostRequest, Place};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -232,6 +233,8 @@ fn a_file_of_the_host_stays_where_it_is() {
     assert_eq!(added.status, 201, "{}", added.text());
     let image = client.get("/api/v1/images/kernel").json();
     assert_eq!((image["kind"].as_str(), image["host_path"].as_str()), (Some("kernel"), Some(path)));
+    let asked = app.asked.lock().unwrap().clone();
+    assert!(asked.contains(&HostRequest::OpenFile(Place::Host(path.into()))), "the supervisor opens it: {asked:?}");
     let cases = [(path, "already, as"), ("/no/such/file", "Cannot open"), ("relative", "begins with"), ("/", "not a file")];
     for (path, word) in cases {
         let answer = client.post("/images/host", &[("path", path), ("name", "other")]);
@@ -282,8 +285,8 @@ fn qcow2(backing: bool) -> Vec<u8> {
     // Refcount table, refcount block, L1, L2, data.
     put(&mut bytes, CLUSTER, &(2 * CLUSTER as u64).to_be_bytes());
     (0..6).for_each(|n| put(&mut bytes, 2 * CLUSTER + 2 * n, &1u16.to_be_bytes()));
-    put(&mut bytes, 3 * CLUSTER, &(1u64 << 63 | 4 * CLUSTER as u64).to_be_bytes());
-    put(&mut bytes, 4 * CLUSTER + 8 * 8, &(1u64 << 63 | 5 * CLUSTER as u64).to_be_bytes());
+    put(&mut bytes, 3 * CLUSTER, &((1u64 << 63) | (4 * CLUSTER as u64)).to_be_bytes());
+    put(&mut bytes, 4 * CLUSTER + 8 * 8, &((1u64 << 63) | (5 * CLUSTER as u64)).to_be_bytes());
     bytes[5 * CLUSTER..].fill(0xab);
     bytes
 }
@@ -314,7 +317,7 @@ fn qcow2_becomes_sparse_raw_and_never_follows_another_file() {
 #[test]
 fn what_a_killed_server_left_half_is_gone_at_the_next_start() {
     let app = TestApp::start();
-    app.client();
+    app.administrator();
     let db = rusqlite::Connection::open(app.path("innkeeper.db")).unwrap();
     db.execute(
         "INSERT INTO images (id, name, kind, state, size_bytes, source, created_ms) VALUES ('aaaaaaaa', 'half', 'other', 'uploading', 0, 'upload', 0)",

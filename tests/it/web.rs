@@ -7,10 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use innkeeper::{admin, store::users::Role};
+use innkeeper::{
+    admin,
+    store::users::Role,
+    wire::{Finding, HostAnswer, HostRequest, Verdict},
+};
 use serde_json::json;
 
-use crate::support::{Client, PASSWORD, TestApp, escape, read_until};
+use crate::support::{Client, PASSWORD, TestApp, escape, read_until, usual_host};
 
 #[test]
 fn every_answer_has_the_security_headers() {
@@ -46,17 +50,13 @@ fn the_set_up_link_makes_one_administrator_once() {
         let answer = client.post("/setup", &[("token", &token), ("name", name), ("password", password), ("password_again", again)]);
         assert_eq!(answer.status, 422);
         assert!(answer.text().contains(sentence), "{}", answer.text());
-        assert!(answer.text().contains(&escape_html(name)), "the form keeps what was typed");
+        assert!(answer.text().contains(&format!("value=\"{name}\"")), "the form keeps what was typed");
     }
     let right = [("token", token.as_str()), ("name", "ada"), ("password", PASSWORD), ("password_again", PASSWORD)];
     let made = client.post("/setup", &right);
     assert_eq!((made.status, made.location()), (303, Some("/")));
     assert_eq!(app.client().post("/setup", &right).status, 403);
     assert_eq!(app.client().get(&format!("/setup?token={token}")).location(), Some("/login"));
-}
-
-fn escape_html(text: &str) -> String {
-    text.replace('/', "&#47;").replace("&#47;", "/")
 }
 
 #[test]
@@ -176,10 +176,31 @@ fn pages_are_whole() {
     for path in ["/api/v1/session", "/api/v1/host", "/api/v1/networks", "/api/v1/tasks", "/api/v1/audit", "/api/v1/tokens"] {
         assert_eq!(client.get(path).status, 200, "{path}");
     }
-    let css = client.get("/login").text();
-    let _ = css;
     assert_eq!(client.get("/api/v1/session").json()["role"], "administrator");
     assert_eq!(client.get("/api/v1/host").json()["findings"][0]["id"], "kvm");
+}
+
+#[test]
+fn what_the_host_lacks_is_said_on_the_first_page_with_the_remedy_on_its_own() {
+    let app = TestApp::with_host(|request, state| match request {
+        HostRequest::Doctor => {
+            let finding = Finding {
+                id: "kvm".into(),
+                title: "KVM".into(),
+                verdict: Verdict::Missing,
+                detail: "There is no /dev/kvm.".into(),
+                remedy: "Switch virtualization on in the firmware setup.".into(),
+                essential: true,
+            };
+            Ok((HostAnswer::Findings(vec![finding]), vec![]))
+        }
+        other => usual_host(other, state),
+    });
+    let mut client = app.administrator();
+    for path in ["/", "/guests", "/host"] {
+        assert!(client.get(path).text().contains("There is no /dev/kvm."), "{path}");
+    }
+    assert!(client.get("/host").text().contains("Switch virtualization on"));
 }
 
 #[test]

@@ -72,7 +72,7 @@ pub struct GuestLine {
 
 /// `/guests`. Live: `guest-count`, `guest-rows`.
 #[derive(Template)]
-#[template(path = "guests/list.html", blocks = ["count", "rows", "task_ring"])]
+#[template(path = "guests/list.html", blocks = ["count", "rows"])]
 pub struct GuestsPage {
     pub chrome: Chrome,
     /// `?q=`, as typed; `guests` is already filtered by it.
@@ -85,6 +85,9 @@ pub struct GuestsPage {
 impl GuestsPage {
     /// "7 guests, 5 running".
     pub fn summary(&self) -> String {
+        if self.guests.is_empty() {
+            return "none".to_owned();
+        }
         let running = self.guests.iter().filter(|guest| guest.state == State::Running).count();
         format!("{}, {running} running", count(self.guests.len(), "guest", "guests"))
     }
@@ -191,11 +194,36 @@ impl GuestHead {
         !matches!(self.state, State::Starting | State::Stopping)
     }
 
+    /// "web01 is stopped".
+    pub fn sentence(&self) -> String {
+        match self.state {
+            State::Failed => format!("{} has failed", self.name),
+            State::Unknown => format!("{} does not answer", self.name),
+            state => format!("{} is {}", self.name, state.word()),
+        }
+    }
+
     /// What opens the serial console in a terminal on the host.
     pub fn console_command(&self) -> String {
         format!("innkeeper guest console {}", self.name)
     }
 }
+
+/// The header alone: what is live on the console, serial and hardware pages.
+#[derive(Template)]
+#[template(path = "guests/head.html")]
+pub struct GuestHeadPart<'a> {
+    pub chrome: &'a Chrome,
+    pub guest: &'a GuestHead,
+}
+
+impl<'a> GuestHeadPart<'a> {
+    fn as_head(&self) -> GuestHeadPart<'a> {
+        GuestHeadPart { chrome: self.chrome, guest: self.guest }
+    }
+}
+
+live!(GuestHeadPart<'_>: "guest-head" => as_head);
 
 /// One line of what a guest is made of: "Memory", "4 GiB".
 #[derive(Clone, Debug)]
@@ -210,7 +238,7 @@ pub struct Fact {
 #[derive(Clone, Debug)]
 pub struct DiskLine {
     pub id: String,
-    /// "disk 1".
+    /// "Disk 1".
     pub label: String,
     pub size: Bytes,
     /// What it takes on the host.
@@ -222,7 +250,7 @@ pub struct DiskLine {
 
 /// `/guests/{id}`. Live: `guest-head`, `guest-live`.
 #[derive(Template)]
-#[template(path = "guests/overview.html", blocks = ["head", "live", "task_ring"])]
+#[template(path = "guests/overview.html", blocks = ["live"])]
 pub struct GuestPage {
     pub chrome: Chrome,
     pub guest: GuestHead,
@@ -236,11 +264,17 @@ pub struct GuestPage {
     pub events: Vec<EventLine>,
 }
 
+impl GuestPage {
+    fn as_head(&self) -> GuestHeadPart<'_> {
+        GuestHeadPart { chrome: &self.chrome, guest: &self.guest }
+    }
+}
+
 live!(GuestPage: "guest-head" => as_head, "guest-live" => as_live);
 
 /// `/guests/{id}/console`: the screen. Live: `guest-head`.
 #[derive(Template)]
-#[template(path = "guests/console.html", blocks = ["head", "task_ring"])]
+#[template(path = "guests/console.html")]
 pub struct GuestConsolePage {
     pub chrome: Chrome,
     pub guest: GuestHead,
@@ -248,11 +282,9 @@ pub struct GuestConsolePage {
     pub scrollback: String,
 }
 
-live!(GuestConsolePage: "guest-head" => as_head);
-
 /// `/guests/{id}/serial`. Sent with the nonce in its Content-Security-Policy, always as a full load. Live: `guest-head`.
 #[derive(Template)]
-#[template(path = "guests/serial.html", blocks = ["head", "task_ring"])]
+#[template(path = "guests/serial.html")]
 pub struct GuestSerialPage {
     pub chrome: Chrome,
     pub guest: GuestHead,
@@ -261,11 +293,9 @@ pub struct GuestSerialPage {
     pub scrollback: String,
 }
 
-live!(GuestSerialPage: "guest-head" => as_head);
-
 /// `/guests/{id}/hardware`, and again with errors (422) after its POSTs. Live: `guest-head`.
 #[derive(Template)]
-#[template(path = "guests/hardware.html", blocks = ["head", "task_ring"])]
+#[template(path = "guests/hardware.html")]
 pub struct GuestHardwarePage {
     pub chrome: Chrome,
     pub guest: GuestHead,
@@ -278,11 +308,9 @@ pub struct GuestHardwarePage {
     pub cd: String,
 }
 
-live!(GuestHardwarePage: "guest-head" => as_head);
-
 /// `/guests/{id}/log`: what the engine and the firmware's debug console wrote. Live: `guest-head`, `guest-log`.
 #[derive(Template)]
-#[template(path = "guests/log.html", blocks = ["head", "log", "task_ring"])]
+#[template(path = "guests/log.html", blocks = ["log"])]
 pub struct GuestLogPage {
     pub chrome: Chrome,
     pub guest: GuestHead,
@@ -290,6 +318,12 @@ pub struct GuestLogPage {
     pub text: String,
     /// Bytes before `text` that this page leaves out.
     pub left_out: Bytes,
+}
+
+impl GuestLogPage {
+    fn as_head(&self) -> GuestHeadPart<'_> {
+        GuestHeadPart { chrome: &self.chrome, guest: &self.guest }
+    }
 }
 
 live!(GuestLogPage: "guest-head" => as_head, "guest-log" => as_log);

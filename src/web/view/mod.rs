@@ -6,6 +6,8 @@
 mod desk;
 mod guests;
 mod library;
+#[cfg(test)]
+mod tests;
 mod words;
 
 pub use desk::*;
@@ -165,12 +167,19 @@ pub(crate) fn partial(id: &str, block: &impl Template) -> askama::Result<String>
     Ok(format!("<hx-partial hx-target=\"#{id}\" hx-swap=\"outerMorph\">{}</hx-partial>\n", block.render()?.trim()))
 }
 
+/// The ring of running tasks in the top bar.
+#[derive(Template)]
+#[template(path = "task_ring.html")]
+struct TaskRing<'a> {
+    chrome: &'a Chrome,
+}
+
 /// Implements [`Live`]: `live!(Page: "id" => as_block, …)`. Every live page also sends the ring of running tasks.
 macro_rules! live {
     ($page:ty: $($id:literal => $block:ident),+) => {
         impl Live for $page {
             fn fragments(&self) -> askama::Result<String> {
-                let parts = [$(partial($id, &self.$block())?,)+ partial("task-ring", &self.as_task_ring())?];
+                let parts = [$(partial($id, &self.$block())?,)+ partial("task-ring", &TaskRing { chrome: &self.chrome })?];
                 Ok(parts.concat())
             }
         }
@@ -183,25 +192,4 @@ pub fn event(id: u64, html: &str) -> String {
     let html = html.replace("\r\n", "\n");
     let data: String = html.trim_end().split(['\r', '\n']).map(|line| format!("data: {line}\n")).collect();
     format!("id: {id}\n{data}\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_event_carries_every_line_and_no_other_field() {
-        assert_eq!(
-            event(7, "<p>a\r\nevent: x\r\n\n</p>\n"),
-            "id: 7\ndata: <p>a\ndata: event: x\ndata: \ndata: </p>\n\n"
-        );
-    }
-
-    #[test]
-    fn a_field_has_its_first_error() {
-        let mut errors = FieldErrors::default();
-        errors.add("name", "is taken");
-        errors.add("name", "is long");
-        assert_eq!((errors.of("name"), errors.of("cpus")), (Some("is taken"), None));
-    }
 }

@@ -1,0 +1,193 @@
+//! The JSON of `/api/v1` about guests, as the server writes it and the command line reads it. Other JSON is beside its handlers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    guests::lifecycle::State,
+    spec::DiskBus,
+    types::{Id, MacAddr, Name},
+};
+
+/// One guest, as `GET /api/v1/guests` and `/api/v1/guests/{id}` answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    pub id: Id,
+    pub name: Name,
+    pub state: State,
+    /// Why it failed or was paused, or what it waits for.
+    pub reason: Option<String>,
+    /// Since when it has this state, milliseconds since 1970; unknown after a restart of the server.
+    pub since_ms: Option<i64>,
+    /// Whether it is meant to run: such a guest starts with the host.
+    pub desired: Desired,
+    pub cpus: u32,
+    pub memory_bytes: u64,
+    pub boot: Boot,
+    pub disks: Vec<Disk>,
+    pub cdrom: Option<ImageName>,
+    pub network: Network,
+    /// The guest's own addresses, as its packets show them.
+    pub addresses: Vec<String>,
+    /// When the running engine was started.
+    pub started_ms: Option<i64>,
+    /// The running engine.
+    pub engine: Option<Engine>,
+    /// The task that still prepares this guest's disks.
+    pub task: Option<Id>,
+    /// What is right but perhaps not meant, such as more memory than the host has.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Desired {
+    On,
+    Off,
+}
+
+/// How a guest starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Boot {
+    /// Firmware, which tries the disks in order and then the CD.
+    Disk {
+        #[serde(default)]
+        firmware: Firmware,
+    },
+    /// A Linux kernel without firmware. Images are named by id or name.
+    Kernel {
+        kernel: String,
+        #[serde(default)]
+        initrd: Option<String>,
+        #[serde(default)]
+        cmdline: String,
+    },
+    /// The built-in test guest.
+    Test {
+        #[serde(default)]
+        cmdline: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Firmware {
+    #[default]
+    Bios,
+    Uefi,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    pub id: Id,
+    pub size_bytes: u64,
+    pub bus: DiskBus,
+    /// False while an image is being copied into it.
+    pub ready: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageName {
+    pub id: Id,
+    pub name: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// `nat`, `user`, `none` or `bridge:NAME`.
+    pub mode: String,
+    pub mac: MacAddr,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Engine {
+    pub pid: u32,
+    pub version: String,
+}
+
+/// `POST /api/v1/guests`. What is left out has the value that the page offers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateGuest {
+    /// As typed; checked by the service, so that a wrong one is an error at its field.
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<Boot>,
+    /// In boot order.
+    #[serde(default)]
+    pub disks: Vec<NewDisk>,
+    /// An image by id or name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cdrom: Option<String>,
+    /// `nat`, `user`, `none` or `bridge:NAME`; left out: `nat` where there is privilege, `user` otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// Start it as soon as it is complete.
+    #[serde(default)]
+    pub start: bool,
+}
+
+/// A disk to make: empty of a size, or a copy of an image, made larger when `size_bytes` says so.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewDisk {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// An image by id or name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<DiskBus>,
+}
+
+/// `PATCH /api/v1/guests/{id}`, while it is stopped. What is left out stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeGuest {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<Boot>,
+    /// An image by id or name; the empty text takes the medium out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cdrom: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    #[serde(default)]
+    pub add_disks: Vec<NewDisk>,
+    /// Deleted with their files.
+    #[serde(default)]
+    pub remove_disks: Vec<Id>,
+}
+
+/// `POST /api/v1/guests/{id}/cd`: a medium by image id or name, or none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeCd {
+    #[serde(default)]
+    pub image: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_needs_only_a_name_and_knows_its_fields() {
+        let least: CreateGuest = serde_json::from_str(r#"{"name":"web01"}"#).unwrap();
+        assert_eq!(least, CreateGuest { name: "web01".into(), ..CreateGuest::default() });
+        assert!(serde_json::from_str::<CreateGuest>(r#"{"name":"web01","cpu":2}"#).is_err());
+        assert!(serde_json::from_str::<CreateGuest>(r#"{"name":"web01","cpus":-2}"#).is_err());
+        let boot: Boot = serde_json::from_str(r#"{"kind":"disk"}"#).unwrap();
+        assert_eq!(boot, Boot::Disk { firmware: Firmware::Bios });
+    }
+}

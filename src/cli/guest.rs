@@ -1,0 +1,501 @@
+//! `innkeeper guest …`.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
+
+use super::{
+    Failure, Outcome, PlaceArgs,
+    client::{Client, encode},
+    console, image, say, say_json,
+    table::{Align, Table},
+    task,
+};
+use crate::{
+    api::{Boot, ChangeCd, ChangeGuest, CreateGuest, Firmware, Guest, NewDisk},
+    guests::lifecycle::State,
+    spec::DiskBus,
+    types::{parse_size, show_size},
+};
+
+const POLL: Duration = Duration::from_millis(100);
+/// How long `guest shutdown --wait` waits when nothing else is said.
+const SHUTDOWN_WAIT_SECONDS: &str = "60";
+
+#[derive(Debug, Subcommand)]
+pub enum GuestCommand {
+    /// List the guests.
+    Ls {
+        /// Print one JSON array.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one guest: what it is made of and what it does.
+    Show {
+        name: String,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a guest.
+    Create(Box<CreateArgs>),
+    /// Change a guest while it is stopped.
+    Set(Box<SetArgs>),
+    /// Start a guest.
+    Start { name: String },
+    /// Ask the guest to shut down, as its power button does.
+    Shutdown {
+        name: String,
+        /// Wait until it has stopped, at most this many seconds.
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = SHUTDOWN_WAIT_SECONDS)]
+        wait: Option<u64>,
+    },
+    /// Pull the plug: the guest has no time to write anything.
+    Poweroff { name: String },
+    /// Press the reset button.
+    Reset { name: String },
+    /// Hold the guest still.
+    Pause { name: String },
+    /// Let a paused guest go on.
+    Resume { name: String },
+    /// Delete stopped guests and their disks.
+    Rm {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        /// Do not ask on a terminal.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Change the CD, also while the guest runs.
+    Cd {
+        name: String,
+        /// An item of the library or a file of the host.
+        #[arg(required_unless_present = "eject", conflicts_with = "eject")]
+        image: Option<String>,
+        /// Take the medium out.
+        #[arg(long)]
+        eject: bool,
+    },
+    /// Connect this terminal to the guest's serial console; Ctrl+] leaves.
+    Console {
+        name: String,
+        /// Print what the console has kept and end.
+        #[arg(long)]
+        dump: bool,
+    },
+    /// Save the guest's screen as a PNG file.
+    Screenshot { name: String, file: PathBuf },
+    /// Print the end of the guest's log: what its engine and firmware wrote.
+    Log { name: String },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FirmwareArg {
+    Bios,
+    Uefi,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BusArg {
+    Virtio,
+    Ahci,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    parse_size(text).map_err(|error| error.to_string())
+}
+
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    name: String,
+    /// Virtual CPUs.
+    #[arg(long)]
+    cpus: Option<u32>,
+    /// Memory, such as 512M or 4G.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
+    /// A new disk of this size, or a copy of an image; may be repeated, in boot order.
+    #[arg(long, value_name = "SIZE|IMAGE")]
+    disk: Vec<String>,
+    /// What the disks are connected to.
+    #[arg(long, value_enum, default_value = "virtio")]
+    disk_bus: BusArg,
+    /// The medium in the CD drive.
+    #[arg(long, value_name = "IMAGE")]
+    cdrom: Option<String>,
+    /// Boot this kernel (bzImage or PVH ELF) without firmware.
+    #[arg(long, value_name = "IMAGE", conflicts_with = "firmware")]
+    kernel: Option<String>,
+    /// The kernel's initial RAM disk.
+    #[arg(long, value_name = "IMAGE", requires = "kernel")]
+    initrd: Option<String>,
+    /// The kernel's (or the test guest's) command line.
+    #[arg(long, value_name = "TEXT")]
+    cmdline: Option<String>,
+    /// The firmware that boots from disk or CD.
+    #[arg(long, value_enum)]
+    firmware: Option<FirmwareArg>,
+    /// nat, user, none or bridge:NAME; left out: what this host can do.
+    #[arg(long)]
+    network: Option<String>,
+    /// The built-in test guest: greets, shows the time, echoes keys.
+    #[arg(long, conflicts_with_all = ["kernel", "firmware"])]
+    test_guest: bool,
+    /// Start it at once.
+    #[arg(long)]
+    start: bool,
+    /// Print the guest as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SetArgs {
+    name: String,
+    /// Its new name.
+    #[arg(long = "name", value_name = "NEW")]
+    new_name: Option<String>,
+    /// Virtual CPUs.
+    #[arg(long)]
+    cpus: Option<u32>,
+    /// Memory, such as 512M or 4G.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
+    /// One more disk: a size or an image to copy; may be repeated.
+    #[arg(long, value_name = "SIZE|IMAGE")]
+    add_disk: Vec<String>,
+    /// What added disks are connected to.
+    #[arg(long, value_enum, default_value = "virtio")]
+    disk_bus: BusArg,
+    /// Delete this disk and what is on it; by its id, may be repeated.
+    #[arg(long, value_name = "ID")]
+    remove_disk: Vec<String>,
+    /// Boot this kernel without firmware.
+    #[arg(long, value_name = "IMAGE", conflicts_with = "firmware")]
+    kernel: Option<String>,
+    /// The kernel's initial RAM disk; "" for none.
+    #[arg(long, value_name = "IMAGE")]
+    initrd: Option<String>,
+    /// The kernel's (or the test guest's) command line.
+    #[arg(long, value_name = "TEXT")]
+    cmdline: Option<String>,
+    /// Boot by this firmware.
+    #[arg(long, value_enum)]
+    firmware: Option<FirmwareArg>,
+    /// nat, user, none or bridge:NAME.
+    #[arg(long)]
+    network: Option<String>,
+}
+
+pub fn run(client: &Client, place: &PlaceArgs, command: GuestCommand) -> Outcome {
+    match command {
+        GuestCommand::Ls { json } => list(client, json),
+        GuestCommand::Show { name, json } => {
+            let guest = fetch(client, &name)?;
+            if json { say_json(&guest) } else { say(describe(&guest)) }
+        }
+        GuestCommand::Create(args) => create(client, place, *args),
+        GuestCommand::Set(args) => set(client, place, *args),
+        GuestCommand::Start { name } => act(client, &name, "start"),
+        GuestCommand::Shutdown { name, wait } => {
+            act(client, &name, "shutdown")?;
+            wait.map_or(Ok(()), |seconds| wait_stopped(client, &name, seconds))
+        }
+        GuestCommand::Poweroff { name } => act(client, &name, "poweroff"),
+        GuestCommand::Reset { name } => act(client, &name, "reset"),
+        GuestCommand::Pause { name } => act(client, &name, "pause"),
+        GuestCommand::Resume { name } => act(client, &name, "resume"),
+        GuestCommand::Rm { names, yes } => names.iter().try_for_each(|name| remove(client, name, yes)),
+        GuestCommand::Cd { name, image, eject: _ } => {
+            let image = image.map(|image| image::resolve(client, place, &image)).transpose()?;
+            let said = if image.is_some() { "changed" } else { "ejected" };
+            client.send("POST", &path(&name, "/cd"), &ChangeCd { image })?;
+            say(format!("{name}: CD {said}"))
+        }
+        GuestCommand::Console { name, dump: true } => {
+            let bytes = client.get_bytes(&path(&name, "/scrollback"))?;
+            Ok(io::stdout().write_all(&bytes)?)
+        }
+        GuestCommand::Console { name, dump: false } => console::run(client, &name),
+        GuestCommand::Screenshot { name, file } => screenshot(client, &name, &file),
+        GuestCommand::Log { name } => {
+            let bytes = client.get_bytes(&path(&name, "/log"))?;
+            Ok(io::stdout().write_all(&bytes)?)
+        }
+    }
+}
+
+/// The API's path of a guest, or of something below it.
+pub(super) fn path(name: &str, below: &str) -> String {
+    format!("/api/v1/guests/{}{below}", encode(name))
+}
+
+fn fetch(client: &Client, name: &str) -> Outcome<Guest> {
+    client.get(&path(name, ""))
+}
+
+fn list(client: &Client, json: bool) -> Outcome {
+    let guests: Vec<Guest> = client.get("/api/v1/guests")?;
+    if json {
+        return say_json(&guests);
+    }
+    let mut table = Table::new(&[
+        ("NAME", Align::Left),
+        ("STATE", Align::Left),
+        ("CPUS", Align::Right),
+        ("MEMORY", Align::Right),
+        ("DISKS", Align::Right),
+        ("ADDRESS", Align::Left),
+    ]);
+    for guest in guests {
+        let disks: u64 = guest.disks.iter().map(|disk| disk.size_bytes).sum();
+        table.row(&[
+            guest.name.to_string(),
+            guest.state.to_string(),
+            guest.cpus.to_string(),
+            show_size(guest.memory_bytes),
+            if disks == 0 { "-".into() } else { show_size(disks) },
+            guest.addresses.first().cloned().unwrap_or_else(|| "-".into()),
+        ]);
+    }
+    say(table.print())
+}
+
+fn describe(guest: &Guest) -> String {
+    let mut lines = vec![("name", guest.name.to_string()), ("id", guest.id.to_string()), ("state", guest.state.to_string())];
+    if let Some(reason) = &guest.reason {
+        lines.push(("reason", reason.clone()));
+    }
+    lines.push(("cpus", guest.cpus.to_string()));
+    lines.push(("memory", show_size(guest.memory_bytes)));
+    match &guest.boot {
+        Boot::Disk { firmware: Firmware::Bios } => lines.push(("boot", "BIOS".into())),
+        Boot::Disk { firmware: Firmware::Uefi } => lines.push(("boot", "UEFI".into())),
+        Boot::Test { cmdline } => lines.push(("boot", format!("test guest {cmdline}").trim_end().to_owned())),
+        Boot::Kernel { kernel, initrd, cmdline } => {
+            lines.push(("kernel", kernel.clone()));
+            lines.extend(initrd.clone().map(|initrd| ("initrd", initrd)));
+            lines.push(("cmdline", cmdline.clone()));
+        }
+    }
+    for disk in &guest.disks {
+        let bus = crate::store::guests::bus_word(disk.bus);
+        let ready = if disk.ready { "" } else { ", being copied" };
+        lines.push(("disk", format!("{}  {} on {bus}{ready}", disk.id, show_size(disk.size_bytes))));
+    }
+    lines.push(("cdrom", guest.cdrom.as_ref().map_or_else(|| "empty".into(), |image| image.name.clone())));
+    lines.push(("network", format!("{}  {}", guest.network.mode, guest.network.mac)));
+    lines.extend(guest.addresses.iter().map(|address| ("address", address.clone())));
+    lines.extend(guest.warnings.iter().map(|warning| ("warning", warning.clone())));
+    lines.iter().map(|(label, value)| format!("{label:<8} {value}").trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// What a `--disk` means: a size when it reads as one, else an image.
+fn new_disk(client: &Client, place: &PlaceArgs, text: &str, bus: BusArg) -> Outcome<NewDisk> {
+    let bus = Some(match bus {
+        BusArg::Virtio => DiskBus::Virtio,
+        BusArg::Ahci => DiskBus::Ahci,
+    });
+    match parse_size(text) {
+        Ok(bytes) => Ok(NewDisk { size_bytes: Some(bytes), image: None, bus }),
+        Err(_) => Ok(NewDisk { size_bytes: None, image: Some(image::resolve(client, place, text)?), bus }),
+    }
+}
+
+fn create(client: &Client, place: &PlaceArgs, args: CreateArgs) -> Outcome {
+    let find = |image: Option<&String>| image.map(|image| image::resolve(client, place, image)).transpose();
+    let cmdline = args.cmdline.unwrap_or_default();
+    let boot = match (find(args.kernel.as_ref())?, args.test_guest) {
+        (Some(kernel), _) => Boot::Kernel { kernel, initrd: find(args.initrd.as_ref())?, cmdline },
+        (None, true) => Boot::Test { cmdline },
+        (None, false) if !cmdline.is_empty() => {
+            return Err(Failure::Usage("--cmdline needs --kernel or --test-guest".into()));
+        }
+        (None, false) => Boot::Disk { firmware: firmware(args.firmware) },
+    };
+    let disks = args.disk.iter().map(|text| new_disk(client, place, text, args.disk_bus)).collect::<Outcome<Vec<_>>>()?;
+    let wanted = CreateGuest {
+        name: args.name,
+        cpus: args.cpus,
+        memory_bytes: args.memory,
+        boot: Some(boot),
+        disks,
+        cdrom: find(args.cdrom.as_ref())?,
+        network: args.network,
+        start: args.start,
+    };
+    let made: Guest = client.send("POST", "/api/v1/guests", &wanted)?.json()?;
+    settle(client, made, args.json, "created")
+}
+
+/// Waits for the disks of a guest that was made or changed, and says how it stands.
+fn settle(client: &Client, mut guest: Guest, json: bool, done: &str) -> Outcome {
+    let warnings = std::mem::take(&mut guest.warnings);
+    if let Some(task) = guest.task.take() {
+        task::wait(client, task.as_str())?;
+        guest = fetch(client, guest.id.as_str())?;
+    }
+    for warning in &warnings {
+        let _ = writeln!(io::stderr(), "innkeeper: {warning}");
+    }
+    if json { say_json(&guest) } else { say(format!("{} {done}", guest.name)) }
+}
+
+fn firmware(arg: Option<FirmwareArg>) -> Firmware {
+    match arg {
+        Some(FirmwareArg::Uefi) => Firmware::Uefi,
+        Some(FirmwareArg::Bios) | None => Firmware::Bios,
+    }
+}
+
+fn set(client: &Client, place: &PlaceArgs, args: SetArgs) -> Outcome {
+    let now = fetch(client, &args.name)?;
+    let find = |image: &str| image::resolve(client, place, image);
+    let boot = changed_boot(&args, &now.boot, &find)?;
+    let remove_disks = args
+        .remove_disk
+        .iter()
+        .map(|id| id.parse().map_err(|error| Failure::Usage(format!("--remove-disk: {error}"))))
+        .collect::<Outcome<Vec<_>>>()?;
+    let add_disks =
+        args.add_disk.iter().map(|text| new_disk(client, place, text, args.disk_bus)).collect::<Outcome<Vec<_>>>()?;
+    let change = ChangeGuest {
+        name: args.new_name,
+        cpus: args.cpus,
+        memory_bytes: args.memory,
+        boot,
+        cdrom: None,
+        network: args.network,
+        add_disks,
+        remove_disks,
+    };
+    if change == ChangeGuest::default() {
+        return Err(Failure::Usage("nothing to change; \"innkeeper guest set --help\" lists what can be set".into()));
+    }
+    let guest: Guest = client.send("PATCH", &path(now.id.as_str(), ""), &change)?.json()?;
+    settle(client, guest, false, "changed")
+}
+
+/// The boot that results from the options given, or nothing when none is about it.
+fn changed_boot(args: &SetArgs, now: &Boot, find: &dyn Fn(&str) -> Outcome<String>) -> Outcome<Option<Boot>> {
+    if args.firmware.is_some() {
+        return Ok(Some(Boot::Disk { firmware: firmware(args.firmware) }));
+    }
+    if args.kernel.is_none() && args.initrd.is_none() && args.cmdline.is_none() {
+        return Ok(None);
+    }
+    let (kernel_now, initrd_now, cmdline_now) = match now {
+        Boot::Kernel { kernel, initrd, cmdline } => (Some(kernel.clone()), initrd.clone(), cmdline.clone()),
+        Boot::Test { .. } if args.kernel.is_none() && args.initrd.is_none() => {
+            return Ok(args.cmdline.clone().map(|cmdline| Boot::Test { cmdline }));
+        }
+        Boot::Test { .. } | Boot::Disk { .. } => (None, None, String::new()),
+    };
+    let kernel = match &args.kernel {
+        Some(kernel) => find(kernel)?,
+        None => kernel_now.ok_or_else(|| Failure::Usage("--initrd and --cmdline need a kernel".into()))?,
+    };
+    let initrd = match args.initrd.as_deref() {
+        Some("") => None,
+        Some(initrd) => Some(find(initrd)?),
+        None => initrd_now,
+    };
+    Ok(Some(Boot::Kernel { kernel, initrd, cmdline: args.cmdline.clone().unwrap_or(cmdline_now) }))
+}
+
+fn act(client: &Client, name: &str, action: &str) -> Outcome {
+    let guest: Guest = client.request("POST", &path(name, &format!("/{action}")), None)?.good()?.json()?;
+    match (&guest.reason, guest.state) {
+        (Some(reason), State::Failed) => Err(Failure::failed(format!("{}: {reason}", guest.name))),
+        (Some(reason), state) => say(format!("{}: {state} ({reason})", guest.name)),
+        (None, state) => say(format!("{}: {state}", guest.name)),
+    }
+}
+
+fn wait_stopped(client: &Client, name: &str, seconds: u64) -> Outcome {
+    let deadline = Instant::now() + Duration::from_secs(seconds.min(24 * 3600));
+    loop {
+        let guest = fetch(client, name)?;
+        if !guest.state.is_live() {
+            return say(format!("{}: {}", guest.name, guest.state));
+        }
+        if Instant::now() >= deadline {
+            return Err(Failure::failed(format!("{} is still {} after {seconds} s.", guest.name, guest.state)));
+        }
+        sleep(POLL);
+    }
+}
+
+/// Names what goes, asks on a terminal, deletes.
+fn remove(client: &Client, name: &str, yes: bool) -> Outcome {
+    let guest = fetch(client, name)?;
+    if guest.state.is_live() {
+        let text = format!("{} is {}. Shut it down or power it off before it is removed.", guest.name, guest.state);
+        return Err(Failure::failed(text));
+    }
+    let disks: Vec<String> =
+        guest.disks.iter().map(|disk| format!("{} ({})", disk.id, show_size(disk.size_bytes))).collect();
+    let goes = match disks.as_slice() {
+        [] => format!("{} has no disks.", guest.name),
+        [one] => format!("{} goes, and with it its disk {one}.", guest.name),
+        many => format!("{} goes, and with it its disks {}.", guest.name, many.join(", ")),
+    };
+    say(goes)?;
+    if !yes && io::stdin().is_terminal() {
+        write!(io::stderr(), "Type the guest's name to delete it: ")?;
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer)?;
+        if answer.trim() != guest.name.as_str() {
+            return Err(Failure::failed("Nothing was deleted."));
+        }
+    }
+    let confirm = json!({ "confirm": guest.name });
+    client.send("DELETE", &path(guest.id.as_str(), ""), &confirm)?;
+    say(format!("{} removed", guest.name))
+}
+
+fn screenshot(client: &Client, name: &str, file: &PathBuf) -> Outcome {
+    let bytes = client.get_bytes(&path(name, "/screenshot.png"))?;
+    std::fs::write(file, &bytes)
+        .map_err(|error| Failure::failed(format!("Cannot write {}: {error}.", file.display())))?;
+    say(format!("{} written", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(line: &str) -> SetArgs {
+        use clap::Parser;
+        let words = ["innkeeper", "guest", "set", "web01"].into_iter().chain(line.split_whitespace());
+        match super::super::Cli::try_parse_from(words).unwrap().command {
+            super::super::Command::Guest(GuestCommand::Set(args)) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_what_was_said_about_booting_changes() {
+        let find = |image: &str| Ok(format!("id-{image}"));
+        let kernel = Boot::Kernel { kernel: "k".into(), initrd: Some("i".into()), cmdline: "quiet".into() };
+        let case = |line: &str, now: &Boot| changed_boot(&args(line), now, &find);
+        assert_eq!(case("--cpus 2", &kernel).unwrap(), None);
+        let with = |initrd: Option<&str>, kernel: &str, cmdline: &str| {
+            Some(Boot::Kernel { kernel: kernel.into(), initrd: initrd.map(Into::into), cmdline: cmdline.into() })
+        };
+        assert_eq!(case("--cmdline debug", &kernel).unwrap(), with(Some("i"), "k", "debug"));
+        assert_eq!(case("--kernel n", &kernel).unwrap(), with(Some("i"), "id-n", "quiet"));
+        assert_eq!(case("--initrd=", &kernel).unwrap(), with(None, "k", "quiet"));
+        let bios = Boot::Disk { firmware: Firmware::Bios };
+        assert_eq!(case("--firmware uefi", &kernel).unwrap(), Some(Boot::Disk { firmware: Firmware::Uefi }));
+        assert!(case("--cmdline x", &bios).is_err());
+        let test = Boot::Test { cmdline: String::new() };
+        assert_eq!(case("--cmdline flood", &test).unwrap(), Some(Boot::Test { cmdline: "flood".into() }));
+    }
+}

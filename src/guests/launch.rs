@@ -1,0 +1,97 @@
+//! From a guest's rows to what `hostd` needs to start its engine.
+
+use super::Guests;
+use crate::{
+    error::{Error, Result},
+    spec::{Boot, DiskSpec, GuestSpec, NetworkBackend, NetworkSpec},
+    store::{
+        Tx,
+        guests::{self as rows, BootKind, DiskRow, GuestRow, NetworkMode},
+        images::{self, ImageRow},
+    },
+    types::Id,
+    wire::{Attachment, Launch, Place},
+};
+
+impl Guests {
+    /// Everything to start this guest as it is configured now.
+    ///
+    /// Errors: `Conflict` when a disk is not ready or an image is gone.
+    pub(super) async fn launch(&self, id: &Id) -> Result<Launch> {
+        let id = id.clone();
+        self.0
+            .around
+            .store
+            .reading(move |tx| {
+                let row = rows::by_id(tx, &id)?.ok_or_else(|| Error::not_found("There is no such guest."))?;
+                let disks = rows::disks(tx, &id)?;
+                of_rows(tx, &row, &disks)
+            })
+            .await
+    }
+}
+
+/// Where the file of an image is.
+pub(super) fn place_of(image: &ImageRow) -> Place {
+    match &image.host_path {
+        Some(path) => Place::Host(path.clone()),
+        None => Place::Image(image.id.clone()),
+    }
+}
+
+/// What the engine will be told; also checked when a guest is made or changed.
+pub(super) fn spec_of(row: &GuestRow, disks: &[DiskRow]) -> GuestSpec {
+    let cmdline = row.cmdline.clone();
+    GuestSpec {
+        id: row.id.clone(),
+        name: row.name.clone(),
+        machine: row.machine.clone(),
+        cpus: row.cpus,
+        memory_bytes: row.memory_bytes,
+        boot: match row.boot {
+            BootKind::Bios => Boot::Bios,
+            BootKind::Uefi => Boot::Uefi,
+            BootKind::Kernel => Boot::Kernel { initrd: row.initrd_image_id.is_some(), cmdline },
+            BootKind::Test => Boot::Test { cmdline },
+        },
+        disks: disks
+            .iter()
+            .map(|disk| DiskSpec { id: disk.id.clone(), bus: disk.bus, read_only: disk.read_only })
+            .collect(),
+        cd: row.cd_image_id.is_some(),
+        network: match row.network {
+            NetworkMode::None => None,
+            NetworkMode::Nat | NetworkMode::Bridge(_) => {
+                Some(NetworkSpec { mac: row.mac, backend: NetworkBackend::Tap })
+            }
+            NetworkMode::User => Some(NetworkSpec { mac: row.mac, backend: NetworkBackend::Passt }),
+        },
+    }
+}
+
+fn of_rows(tx: &Tx, row: &GuestRow, disks: &[DiskRow]) -> Result<Launch> {
+    if disks.iter().any(|disk| !disk.ready) {
+        return Err(Error::conflict("An image is still being copied into a disk of this guest."));
+    }
+    let place = |id: &Option<Id>| -> Result<Option<Place>> {
+        let Some(id) = id else { return Ok(None) };
+        match images::by_id(tx, id)? {
+            Some(image) if image.ready => Ok(Some(place_of(&image))),
+            Some(image) => Err(Error::conflict(format!("The image \"{}\" is not complete yet.", image.name))),
+            None => Err(Error::internal("An image of this guest is missing.", format!("image {id}"))),
+        }
+    };
+    Ok(Launch {
+        spec: spec_of(row, disks),
+        disks: disks.iter().map(|disk| Place::Disk(disk.id.clone())).collect(),
+        cd: place(&row.cd_image_id)?,
+        kernel: place(&row.kernel_image_id)?,
+        initrd: place(&row.initrd_image_id)?,
+        attachment: match &row.network {
+            NetworkMode::None => None,
+            NetworkMode::Nat => Some(Attachment::Nat),
+            NetworkMode::User => Some(Attachment::User),
+            NetworkMode::Bridge(name) => Some(Attachment::Bridge(name.clone())),
+        },
+    })
+}

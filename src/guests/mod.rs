@@ -1,0 +1,407 @@
+//! Guests: the service behind pages, API and command line.
+//!
+//! What a guest is made of is in the database; what it does is known by its [`supervisor::Supervisor`]. This module joins both,
+//! and is the only way to change either.
+
+mod disks;
+pub mod engine_client;
+mod launch;
+pub mod lifecycle;
+mod make;
+pub mod supervisor;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{net::UnixStream, runtime::Handle, sync::mpsc};
+
+use self::{
+    lifecycle::{Event, State},
+    supervisor::{Found, Status, Supervisor, Surroundings},
+};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    host_client::{EngineGone, HostClient},
+    store::{
+        Store, Tx, blocking,
+        guests::{self as rows, DiskRow, GuestRow},
+        images,
+    },
+    tasks::Tasks,
+    types::Id,
+    wire::{EngineAction, EngineEnd, HostAnswer, HostRequest, Place},
+};
+
+pub use disks::host_memory;
+
+/// How long a request waits for what it caused; the guest goes on by itself afterwards.
+const SETTLE: Duration = Duration::from_secs(5);
+/// A screenshot this young is shown again instead of asking the engine.
+const SCREENSHOT_AGE: Duration = Duration::from_secs(1);
+/// The end of a guest's log that is shown.
+pub const LOG_TAIL_BYTES: u64 = 64 << 10;
+
+/// The service. Cheap to clone.
+#[derive(Clone)]
+pub struct Guests(Arc<Inner>);
+
+struct Inner {
+    around: Surroundings,
+    tasks: Tasks,
+    state_dir: PathBuf,
+    supervisors: Mutex<BTreeMap<Id, Supervisor>>,
+    /// The tasks that prepare disks, by guest.
+    preparing: Mutex<HashMap<Id, Id>>,
+    screenshots: Mutex<HashMap<(Id, Option<u32>), (std::time::Instant, Vec<u8>)>>,
+}
+
+/// Everything there is to say about a guest.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    pub row: GuestRow,
+    /// In boot order.
+    pub disks: Vec<DiskRow>,
+    pub kernel: Option<ImageName>,
+    pub initrd: Option<ImageName>,
+    pub cd: Option<ImageName>,
+    pub status: Status,
+    /// The task that prepares its disks.
+    pub task: Option<Id>,
+}
+
+/// An image, as guests name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageName {
+    pub id: Id,
+    pub name: String,
+}
+
+/// What the service needs of the server.
+pub struct Parts {
+    pub store: Arc<Store>,
+    pub host: HostClient,
+    pub engines_gone: mpsc::UnboundedReceiver<EngineGone>,
+    pub tasks: Tasks,
+    pub changes: crate::changes::Changes,
+    pub state_dir: PathBuf,
+    pub run_dir: PathBuf,
+}
+
+impl Guests {
+    /// Tidies up after the last server, finds the engines that live, and starts the guests that should run and do not.
+    ///
+    /// Errors: the database fails. A supervisor that does not answer is logged, and nothing is taken for alive.
+    pub async fn start(parts: Parts) -> Result<Guests> {
+        let Parts { store, host, mut engines_gone, tasks, changes, state_dir, run_dir } = parts;
+        let unfinished = store.writing(rows::delete_unfinished).await?;
+        disks::remove(&state_dir, &unfinished);
+        let guests_run_dir = run_dir.join("guests");
+        let around = Surroundings { store, host, changes, guests_run_dir, runtime: Handle::current() };
+        let all = around.store.reading(rows::list).await?;
+        let live = live_engines(&around.host).await;
+        // Sent before the answer: engines that ended while no server looked.
+        let mut ended: HashMap<Id, EngineEnd> = HashMap::new();
+        while let Ok(gone) = engines_gone.try_recv() {
+            ended.insert(gone.guest, gone.end);
+        }
+        let guests = Guests(Arc::new(Inner {
+            around,
+            tasks,
+            state_dir,
+            supervisors: Mutex::default(),
+            preparing: Mutex::default(),
+            screenshots: Mutex::default(),
+        }));
+        let mut to_start = Vec::new();
+        let known = live.is_some();
+        let live = live.unwrap_or_default();
+        for row in all {
+            let found = match (live.contains(&row.id), ended.remove(&row.id)) {
+                (true, _) => Found::Alive { asked_off: !row.desired_on },
+                (false, Some(end)) => Found::Ended(end),
+                (false, None) => {
+                    if known && row.desired_on && row.failure.is_none() {
+                        to_start.push(row.id.clone());
+                    }
+                    Found::Off { failure: row.failure }
+                }
+            };
+            guests.supervise(row.id, found);
+        }
+        guests.clone().forward(engines_gone);
+        guests.clone().bring_back(to_start);
+        Ok(guests)
+    }
+
+    /// Hands news of ended engines to their supervisors.
+    fn forward(self, mut engines_gone: mpsc::UnboundedReceiver<EngineGone>) {
+        tokio::spawn(async move {
+            while let Some(gone) = engines_gone.recv().await {
+                match self.supervisor(&gone.guest) {
+                    Some(supervisor) => supervisor.engine_gone(gone.end).await,
+                    None => tracing::warn!(guest = %gone.guest, "the engine of an unknown guest has ended"),
+                }
+            }
+        });
+    }
+
+    /// Starts, one after the other, the guests that were on when the host went down.
+    fn bring_back(self, ids: Vec<Id>) {
+        tokio::spawn(async move {
+            for id in ids {
+                tracing::info!(guest = %id, "starting a guest that was on");
+                if let Err(error) = self.act(&id, Event::Start).await {
+                    tracing::warn!(guest = %id, error = %error.for_log(), "a guest that was on does not start");
+                    if let Some(supervisor) = self.supervisor(&id) {
+                        supervisor.cannot_start(error).await;
+                    }
+                }
+            }
+        });
+    }
+
+    fn supervise(&self, id: Id, found: Found) -> Supervisor {
+        let supervisor = Supervisor::start(id.clone(), found, self.0.around.clone());
+        self.supervisors().insert(id, supervisor.clone());
+        supervisor
+    }
+
+    fn supervisors(&self) -> MutexGuard<'_, BTreeMap<Id, Supervisor>> {
+        self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn supervisor(&self, id: &Id) -> Option<Supervisor> {
+        self.supervisors().get(id).cloned()
+    }
+
+    fn supervisor_of(&self, id: &Id) -> Result<Supervisor> {
+        self.supervisor(id).ok_or_else(|| Error::not_found("There is no such guest."))
+    }
+
+    fn preparing(&self) -> MutexGuard<'_, HashMap<Id, Id>> {
+        self.0.preparing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All guests, by name.
+    pub async fn list(&self) -> Result<Vec<Guest>> {
+        let all = self
+            .0
+            .around
+            .store
+            .reading(|tx| rows::list(tx)?.into_iter().map(|row| joined(tx, row)).collect::<Result<Vec<_>>>())
+            .await?;
+        Ok(all.into_iter().filter_map(|guest| self.with_status(guest)).collect())
+    }
+
+    /// One guest, by id or name.
+    ///
+    /// Errors: `NotFound`.
+    pub async fn get(&self, id_or_name: &str) -> Result<Guest> {
+        let named = id_or_name.to_owned();
+        let found = self
+            .0
+            .around
+            .store
+            .reading(move |tx| rows::named(tx, &named)?.map(|row| joined(tx, row)).transpose())
+            .await?;
+        let missing = || Error::not_found(format!("There is no guest \"{}\".", crate::types::shorten(id_or_name)));
+        found.and_then(|guest| self.with_status(guest)).ok_or_else(missing)
+    }
+
+    /// A guest that is just being made or deleted has no supervisor, and is not shown.
+    fn with_status(&self, guest: Guest) -> Option<Guest> {
+        let status = self.supervisor(&guest.row.id)?.status();
+        let task = self.preparing().get(&guest.row.id).cloned();
+        Some(Guest { status, task, ..guest })
+    }
+
+    /// Carries out what a person asks for, and waits a moment for it to show. `event` is one of those of people.
+    ///
+    /// Errors: `Conflict` when it does not fit the state or the guest is not complete; `NotFound`; what the engine says.
+    pub async fn act(&self, id: &Id, event: Event) -> Result<()> {
+        let supervisor = self.supervisor_of(id)?;
+        if event == Event::Start {
+            let _busy = supervisor.busy.lock().await;
+            let launch = if supervisor.status().state.allows(Event::Start) {
+                Some(Box::new(self.launch(id).await?))
+            } else {
+                None // the supervisor says why not
+            };
+            supervisor.ask(event, launch).await?;
+            supervisor.wait_for(SETTLE, |status| status.state != State::Starting).await;
+            return Ok(());
+        }
+        supervisor.ask(event.clone(), None).await?;
+        match event {
+            Event::Pause => drop(supervisor.wait_for(SETTLE, |status| status.state != State::Running).await),
+            Event::Resume => drop(supervisor.wait_for(SETTLE, |status| status.state != State::Paused).await),
+            Event::Kill => drop(supervisor.wait_for(SETTLE, |status| !status.state.is_live()).await),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Puts a medium into the drive or takes it out, also while the guest runs.
+    ///
+    /// Errors: `NotFound` for an image that is not there; what the engine says; nothing is changed then.
+    pub async fn change_cd(&self, id: &Id, image: Option<&str>) -> Result<()> {
+        let supervisor = self.supervisor_of(id)?;
+        let _busy = supervisor.busy.lock().await;
+        let image = match image.filter(|image| !image.is_empty()) {
+            Some(image) => {
+                let image = image.to_owned();
+                Some(self.0.around.store.reading(move |tx| make::ready_image(tx, &image, "image")).await?)
+            }
+            None => None,
+        };
+        let status = supervisor.status();
+        if status.state.is_live() {
+            let client = status.client.ok_or_else(no_engine)?;
+            let medium = match &image {
+                Some(image) => Some(self.open(launch::place_of(image)).await?),
+                None => None,
+            };
+            client.call(EngineAction::ChangeCd, medium).await?;
+        }
+        let (guest, image) = (id.clone(), image.map(|image| image.id));
+        self.0.around.store.writing(move |tx| rows::set_cd(tx, &guest, image.as_ref())).await?;
+        self.0.around.changes.tell(crate::changes::Change::Guest(id.clone()));
+        Ok(())
+    }
+
+    /// The guest's screen as PNG, at most `max_width` wide and at most a second old.
+    ///
+    /// Errors: `NotFound` when it does not run; `Unavailable` when its engine does not answer.
+    pub async fn screenshot(&self, id: &Id, max_width: Option<u32>) -> Result<Vec<u8>> {
+        let status = self.supervisor_of(id)?.status();
+        if !status.state.is_live() {
+            return Err(Error::not_found("The guest does not run, so it has no screen."));
+        }
+        let key = (id.clone(), max_width);
+        let shots = || self.0.screenshots.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, png)) = shots().get(&key).filter(|(taken, _)| taken.elapsed() < SCREENSHOT_AGE) {
+            return Ok(png.clone());
+        }
+        let png = status.client.ok_or_else(no_engine)?.call(EngineAction::Screenshot { max_width }, None).await?;
+        let mut shots = shots();
+        shots.retain(|_, (taken, _)| taken.elapsed() < SCREENSHOT_AGE);
+        shots.insert(key, (std::time::Instant::now(), png.clone()));
+        Ok(png)
+    }
+
+    /// What the engine counts, as it says it.
+    ///
+    /// Errors: as `screenshot`.
+    pub async fn statistics(&self, id: &Id) -> Result<serde_json::Value> {
+        let client = self.supervisor_of(id)?.status().client.ok_or_else(no_engine)?;
+        let json = client.call(EngineAction::Statistics, None).await?;
+        serde_json::from_slice(&json).map_err(|error| Error::internal("The engine's counters cannot be read.", error))
+    }
+
+    /// A connection to the guest's serial console or its screen.
+    ///
+    /// Errors: `Conflict` when it does not run; `Unavailable` when its engine does not listen.
+    pub async fn connect(&self, id: &Id, socket: Socket) -> Result<UnixStream> {
+        if !self.supervisor_of(id)?.status().state.is_live() {
+            return Err(Error::conflict("The guest does not run."));
+        }
+        let path = self.0.around.guests_run_dir.join(id.as_str()).join(socket.file_name());
+        UnixStream::connect(path).await.map_err(|error| no_engine().because(error))
+    }
+
+    /// Follows what a guest does; closed when it is deleted.
+    pub fn watch(&self, id: &Id) -> Result<tokio::sync::watch::Receiver<Status>> {
+        Ok(self.supervisor_of(id)?.watch())
+    }
+
+    /// The end of the guest's log, and how many bytes are before it.
+    pub async fn log_tail(&self, id: &Id) -> Result<(Vec<u8>, u64)> {
+        let path = self.0.state_dir.join("guests").join(id.as_str()).join("log");
+        blocking(move || {
+            let cannot = |error| Error::internal("Cannot read the guest's log.", error);
+            let mut file = match File::open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),
+                Err(error) => return Err(cannot(error)),
+            };
+            let length = file.metadata().map_err(cannot)?.len();
+            let before = length.saturating_sub(LOG_TAIL_BYTES);
+            file.seek(SeekFrom::Start(before)).map_err(cannot)?;
+            let mut tail = Vec::new();
+            file.take(LOG_TAIL_BYTES).read_to_end(&mut tail).map_err(cannot)?;
+            Ok((tail, before))
+        })
+        .await
+    }
+
+    /// What a disk takes on the host.
+    pub fn disk_used_bytes(&self, id: &Id) -> Option<u64> {
+        disks::used_bytes(&self.0.state_dir, id)
+    }
+
+    /// Has `hostd` open a file for reading.
+    async fn open(&self, place: Place) -> Result<OwnedFd> {
+        match self.0.around.host.call(HostRequest::OpenFile(place)).await? {
+            (HostAnswer::File { .. }, mut descriptors) if descriptors.len() == 1 => {
+                descriptors.pop().ok_or_else(|| Error::internal("Cannot open a file.", "no descriptor"))
+            }
+            _ => Err(Error::internal("Cannot open a file.", "an answer without a descriptor")),
+        }
+    }
+}
+
+/// What a guest's engine can be connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Socket {
+    Serial,
+    Vnc,
+}
+
+impl Socket {
+    fn file_name(self) -> &'static str {
+        match self {
+            Socket::Serial => "serial.sock",
+            Socket::Vnc => "vnc.sock",
+        }
+    }
+}
+
+fn no_engine() -> Error {
+    Error::new(ErrorKind::Unavailable, "The engine does not answer now; try again.")
+}
+
+/// Nothing when `hostd` does not say.
+async fn live_engines(host: &HostClient) -> Option<Vec<Id>> {
+    match host.call(HostRequest::ListEngines).await {
+        Ok((HostAnswer::Engines(engines), _)) => Some(engines.into_iter().map(|engine| engine.guest).collect()),
+        Ok(_) => None,
+        Err(error) => {
+            tracing::error!(error = %error.for_log(), "cannot ask which engines live");
+            None
+        }
+    }
+}
+
+/// A row with what it refers to; without a status yet.
+fn joined(tx: &Tx, row: GuestRow) -> Result<Guest> {
+    let named = |id: &Option<Id>| -> Result<Option<ImageName>> {
+        let Some(id) = id else { return Ok(None) };
+        Ok(images::by_id(tx, id)?.map(|image| ImageName { id: image.id, name: image.name.to_string() }))
+    };
+    Ok(Guest {
+        disks: rows::disks(tx, &row.id)?,
+        kernel: named(&row.kernel_image_id)?,
+        initrd: named(&row.initrd_image_id)?,
+        cd: named(&row.cd_image_id)?,
+        status: Status::unknown(),
+        task: None,
+        row,
+    })
+}

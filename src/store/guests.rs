@@ -1,0 +1,459 @@
+//! Guests and their disks as rows.
+
+use std::{fmt, str::FromStr};
+
+use rusqlite::{Row, named_params, params};
+
+use super::{Tx, get, maybe_parsed, parsed, signed, unsigned};
+use crate::{
+    error::{Error, Result},
+    spec::DiskBus,
+    types::{BadValue, Id, MacAddr, Name},
+};
+
+/// The longest name of a network interface of Linux.
+const INTERFACE_LEN_MAX: usize = 15;
+
+/// How a guest starts; the images and the command line are columns of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootKind {
+    Bios,
+    Uefi,
+    Kernel,
+    Test,
+}
+
+/// What a guest's network card is connected to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetworkMode {
+    None,
+    Nat,
+    User,
+    /// An existing bridge of the host, by its interface name.
+    Bridge(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestRow {
+    pub id: Id,
+    pub name: Name,
+    pub machine: String,
+    /// Meant to run.
+    pub desired_on: bool,
+    pub note: String,
+    pub cpus: u32,
+    pub memory_bytes: u64,
+    pub boot: BootKind,
+    pub kernel_image_id: Option<Id>,
+    pub initrd_image_id: Option<Id>,
+    pub cmdline: String,
+    pub cd_image_id: Option<Id>,
+    pub network: NetworkMode,
+    pub mac: MacAddr,
+    /// Why it failed last; gone at the next start.
+    pub failure: Option<String>,
+    pub created_ms: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskRow {
+    pub id: Id,
+    pub guest_id: Id,
+    pub position: u32,
+    pub bus: DiskBus,
+    pub size_bytes: u64,
+    /// The image that is being copied into it; nothing once it is ready.
+    pub image_id: Option<Id>,
+    pub read_only: bool,
+    /// Its file is complete.
+    pub ready: bool,
+    pub created_ms: i64,
+}
+
+impl BootKind {
+    const ALL: [BootKind; 4] = [BootKind::Bios, BootKind::Uefi, BootKind::Kernel, BootKind::Test];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            BootKind::Bios => "bios",
+            BootKind::Uefi => "uefi",
+            BootKind::Kernel => "kernel",
+            BootKind::Test => "test",
+        }
+    }
+}
+
+impl FromStr for BootKind {
+    type Err = BadValue;
+    fn from_str(text: &str) -> Result<BootKind, BadValue> {
+        BootKind::ALL
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+            .ok_or_else(|| BadValue("A guest boots by bios, uefi, kernel or test.".into()))
+    }
+}
+
+impl NetworkMode {
+    fn column(&self) -> &'static str {
+        match self {
+            NetworkMode::None => "none",
+            NetworkMode::Nat => "nat",
+            NetworkMode::User => "user",
+            NetworkMode::Bridge(_) => "bridge",
+        }
+    }
+
+    fn bridge(&self) -> Option<&str> {
+        match self {
+            NetworkMode::Bridge(name) => Some(name),
+            NetworkMode::None | NetworkMode::Nat | NetworkMode::User => None,
+        }
+    }
+}
+
+impl fmt::Display for NetworkMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NetworkMode::Bridge(name) => write!(f, "bridge:{name}"),
+            other => f.write_str(other.column()),
+        }
+    }
+}
+
+impl FromStr for NetworkMode {
+    type Err = BadValue;
+    fn from_str(text: &str) -> Result<NetworkMode, BadValue> {
+        match text {
+            "none" => Ok(NetworkMode::None),
+            "nat" => Ok(NetworkMode::Nat),
+            "user" => Ok(NetworkMode::User),
+            _ => {
+                let name = text
+                    .strip_prefix("bridge:")
+                    .ok_or_else(|| BadValue("The network is \"nat\", \"user\", \"none\" or \"bridge:NAME\".".into()))?;
+                let good = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':');
+                if name.is_empty() || name.len() > INTERFACE_LEN_MAX || !name.bytes().all(good) || name.starts_with('.') {
+                    return Err(BadValue(format!("A bridge has a name of 1 to {INTERFACE_LEN_MAX} letters and digits.")));
+                }
+                Ok(NetworkMode::Bridge(name.to_owned()))
+            }
+        }
+    }
+}
+
+/// The word of a disk's bus in the file, in forms and in tables.
+pub fn bus_word(bus: DiskBus) -> &'static str {
+    match bus {
+        DiskBus::Virtio => "virtio",
+        DiskBus::Ahci => "ahci",
+    }
+}
+
+/// Errors: no bus of ours.
+pub fn parse_bus(text: &str) -> Result<DiskBus, BadValue> {
+    match text {
+        "virtio" => Ok(DiskBus::Virtio),
+        "ahci" => Ok(DiskBus::Ahci),
+        _ => Err(BadValue("A disk is on virtio or ahci.".into())),
+    }
+}
+
+fn guest(row: &Row) -> rusqlite::Result<GuestRow> {
+    let desired: String = get(row, "desired")?;
+    let network: String = get(row, "network")?;
+    let bridge: Option<String> = get(row, "bridge")?;
+    let network = match bridge {
+        Some(name) => NetworkMode::Bridge(name),
+        None => network.parse().map_err(|error| super::damaged(row, "network", error))?,
+    };
+    Ok(GuestRow {
+        id: parsed(row, "id")?,
+        name: parsed(row, "name")?,
+        machine: get(row, "machine")?,
+        desired_on: desired == "on",
+        note: get(row, "note")?,
+        cpus: unsigned(row, "cpus")?,
+        memory_bytes: unsigned(row, "memory_bytes")?,
+        boot: parsed(row, "boot")?,
+        kernel_image_id: maybe_parsed(row, "kernel_image_id")?,
+        initrd_image_id: maybe_parsed(row, "initrd_image_id")?,
+        cmdline: get(row, "cmdline")?,
+        cd_image_id: maybe_parsed(row, "cd_image_id")?,
+        network,
+        mac: parsed(row, "mac")?,
+        failure: get(row, "failure")?,
+        created_ms: get(row, "created_ms")?,
+    })
+}
+
+fn disk(row: &Row) -> rusqlite::Result<DiskRow> {
+    let bus: String = get(row, "bus")?;
+    Ok(DiskRow {
+        id: parsed(row, "id")?,
+        guest_id: parsed(row, "guest_id")?,
+        position: unsigned(row, "position")?,
+        bus: parse_bus(&bus).map_err(|error| super::damaged(row, "bus", error))?,
+        size_bytes: unsigned(row, "size_bytes")?,
+        image_id: maybe_parsed(row, "image_id")?,
+        read_only: get(row, "read_only")?,
+        ready: get(row, "ready")?,
+        created_ms: get(row, "created_ms")?,
+    })
+}
+
+pub fn list(tx: &Tx) -> Result<Vec<GuestRow>> {
+    tx.all("SELECT * FROM guests ORDER BY name", [], guest)
+}
+
+pub fn by_id(tx: &Tx, id: &Id) -> Result<Option<GuestRow>> {
+    tx.one("SELECT * FROM guests WHERE id = ?1", [id.as_str()], guest)
+}
+
+/// By id, or else by name: what a person or a script says.
+pub fn named(tx: &Tx, id_or_name: &str) -> Result<Option<GuestRow>> {
+    tx.one("SELECT * FROM guests WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC", [id_or_name], guest)
+}
+
+/// Errors: `Invalid` at `name` when another guest has that name.
+pub fn insert(tx: &Tx, row: &GuestRow) -> Result<()> {
+    name_is_free(tx, &row.name, &row.id)?;
+    tx.run(
+        "INSERT INTO guests (id, name, machine, desired, note, cpus, memory_bytes, boot, kernel_image_id, initrd_image_id,
+             cmdline, cd_image_id, network, bridge, mac, failure, created_ms)
+         VALUES (:id, :name, :machine, :desired, :note, :cpus, :memory_bytes, :boot, :kernel, :initrd,
+             :cmdline, :cd, :network, :bridge, :mac, :failure, :created_ms)",
+        named_params! {
+            ":id": row.id.as_str(), ":name": row.name.as_str(), ":machine": row.machine,
+            ":desired": desired_word(row.desired_on), ":note": row.note, ":cpus": row.cpus,
+            ":memory_bytes": signed(row.memory_bytes), ":boot": row.boot.as_str(),
+            ":kernel": row.kernel_image_id.as_ref().map(Id::as_str),
+            ":initrd": row.initrd_image_id.as_ref().map(Id::as_str),
+            ":cmdline": row.cmdline, ":cd": row.cd_image_id.as_ref().map(Id::as_str),
+            ":network": row.network.column(), ":bridge": row.network.bridge(), ":mac": row.mac.to_string(),
+            ":failure": row.failure, ":created_ms": row.created_ms,
+        },
+    )?;
+    Ok(())
+}
+
+/// Writes what a person may change: everything but the id, the address, whether it is on and why it failed.
+///
+/// Errors: as `insert`.
+pub fn update(tx: &Tx, row: &GuestRow) -> Result<()> {
+    name_is_free(tx, &row.name, &row.id)?;
+    tx.run(
+        "UPDATE guests SET name = :name, note = :note, cpus = :cpus, memory_bytes = :memory_bytes, boot = :boot,
+             kernel_image_id = :kernel, initrd_image_id = :initrd, cmdline = :cmdline, cd_image_id = :cd,
+             network = :network, bridge = :bridge
+         WHERE id = :id",
+        named_params! {
+            ":id": row.id.as_str(), ":name": row.name.as_str(), ":note": row.note, ":cpus": row.cpus,
+            ":memory_bytes": signed(row.memory_bytes), ":boot": row.boot.as_str(),
+            ":kernel": row.kernel_image_id.as_ref().map(Id::as_str),
+            ":initrd": row.initrd_image_id.as_ref().map(Id::as_str),
+            ":cmdline": row.cmdline, ":cd": row.cd_image_id.as_ref().map(Id::as_str),
+            ":network": row.network.column(), ":bridge": row.network.bridge(),
+        },
+    )?;
+    Ok(())
+}
+
+pub fn set_desired(tx: &Tx, id: &Id, on: bool) -> Result<()> {
+    tx.run("UPDATE guests SET desired = ?2 WHERE id = ?1", params![id.as_str(), desired_word(on)])?;
+    Ok(())
+}
+
+pub fn set_failure(tx: &Tx, id: &Id, failure: Option<&str>) -> Result<()> {
+    tx.run("UPDATE guests SET failure = ?2 WHERE id = ?1", params![id.as_str(), failure])?;
+    Ok(())
+}
+
+pub fn set_cd(tx: &Tx, id: &Id, image: Option<&Id>) -> Result<()> {
+    tx.run("UPDATE guests SET cd_image_id = ?2 WHERE id = ?1", params![id.as_str(), image.map(Id::as_str)])?;
+    Ok(())
+}
+
+/// Forgets a guest and its disks; the files are the caller's, afterwards.
+pub fn delete(tx: &Tx, id: &Id) -> Result<()> {
+    tx.run("DELETE FROM disks WHERE guest_id = ?1", [id.as_str()])?;
+    tx.run("DELETE FROM guests WHERE id = ?1", [id.as_str()])?;
+    Ok(())
+}
+
+/// The disks of one guest, in boot order.
+pub fn disks(tx: &Tx, guest: &Id) -> Result<Vec<DiskRow>> {
+    tx.all("SELECT * FROM disks WHERE guest_id = ?1 ORDER BY position", [guest.as_str()], disk)
+}
+
+/// All disks of all guests, by guest and boot order.
+pub fn all_disks(tx: &Tx) -> Result<Vec<DiskRow>> {
+    tx.all("SELECT * FROM disks ORDER BY guest_id, position", [], disk)
+}
+
+pub fn insert_disk(tx: &Tx, row: &DiskRow) -> Result<()> {
+    tx.run(
+        "INSERT INTO disks (id, guest_id, position, bus, size_bytes, image_id, read_only, ready, created_ms)
+         VALUES (:id, :guest_id, :position, :bus, :size_bytes, :image_id, :read_only, :ready, :created_ms)",
+        named_params! {
+            ":id": row.id.as_str(), ":guest_id": row.guest_id.as_str(), ":position": row.position,
+            ":bus": bus_word(row.bus), ":size_bytes": signed(row.size_bytes),
+            ":image_id": row.image_id.as_ref().map(Id::as_str), ":read_only": row.read_only, ":ready": row.ready,
+            ":created_ms": row.created_ms,
+        },
+    )?;
+    Ok(())
+}
+
+/// The file of a disk is complete. False when the disk is gone meanwhile.
+pub fn set_disk_ready(tx: &Tx, id: &Id) -> Result<bool> {
+    Ok(tx.run("UPDATE disks SET ready = 1, image_id = NULL WHERE id = ?1", [id.as_str()])? > 0)
+}
+
+pub fn delete_disk(tx: &Tx, id: &Id) -> Result<()> {
+    tx.run("DELETE FROM disks WHERE id = ?1", [id.as_str()])?;
+    Ok(())
+}
+
+/// Forgets what a server did not finish when it ended: disks that were being copied, and guests whose first disks they were.
+///
+/// Returns the ids of the disks, whose files are the caller's.
+pub fn delete_unfinished(tx: &Tx) -> Result<Vec<Id>> {
+    let unfinished: Vec<DiskRow> = all_disks(tx)?.into_iter().filter(|disk| !disk.ready).collect();
+    let mut gone = Vec::new();
+    for disk in unfinished {
+        match by_id(tx, &disk.guest_id)? {
+            // Made in one transaction, so with one clock reading: the guest was never complete.
+            Some(guest) if guest.created_ms == disk.created_ms => {
+                gone.extend(disks(tx, &guest.id)?.into_iter().map(|disk| disk.id));
+                delete(tx, &guest.id)?;
+            }
+            _ => {
+                delete_disk(tx, &disk.id)?;
+                gone.push(disk.id);
+            }
+        }
+    }
+    Ok(gone)
+}
+
+fn desired_word(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
+fn name_is_free(tx: &Tx, name: &Name, but: &Id) -> Result<()> {
+    let taken =
+        tx.count("SELECT count(*) FROM guests WHERE name = ?1 AND id <> ?2", params![name.as_str(), but.as_str()])?;
+    if taken == 0 { Ok(()) } else { Err(Error::invalid("name", format!("Another guest has the name \"{name}\"."))) }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::{error::ErrorKind, spec::MACHINE, store::Store};
+
+    /// A stopped guest of 64 MiB without disks.
+    pub(crate) fn sample(name: &str) -> GuestRow {
+        GuestRow {
+            id: Id::random(),
+            name: name.parse().unwrap(),
+            machine: MACHINE.into(),
+            desired_on: false,
+            note: String::new(),
+            cpus: 1,
+            memory_bytes: 64 << 20,
+            boot: BootKind::Test,
+            kernel_image_id: None,
+            initrd_image_id: None,
+            cmdline: String::new(),
+            cd_image_id: None,
+            network: NetworkMode::None,
+            mac: MacAddr::random(),
+            failure: None,
+            created_ms: 1,
+        }
+    }
+
+    pub(crate) fn sample_disk(guest: &GuestRow, position: u32, ready: bool) -> DiskRow {
+        DiskRow {
+            id: Id::random(),
+            guest_id: guest.id.clone(),
+            position,
+            bus: DiskBus::Virtio,
+            size_bytes: 1 << 20,
+            image_id: None,
+            read_only: false,
+            ready,
+            created_ms: guest.created_ms,
+        }
+    }
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn a_guest_is_read_as_it_was_written() {
+        let (_dir, store) = store();
+        let mut row = sample("web01");
+        row.network = NetworkMode::Bridge("br0".into());
+        row.boot = BootKind::Uefi;
+        store.write(|tx| insert(tx, &row)).unwrap();
+        assert_eq!(store.read(|tx| by_id(tx, &row.id)).unwrap().as_ref(), Some(&row));
+        assert_eq!(store.read(|tx| named(tx, "web01")).unwrap().as_ref(), Some(&row));
+        row.cpus = 4;
+        row.network = NetworkMode::Nat;
+        store.write(|tx| update(tx, &row)).unwrap();
+        assert_eq!(store.read(list).unwrap(), vec![row]);
+    }
+
+    #[test]
+    fn a_name_belongs_to_one_guest() {
+        let (_dir, store) = store();
+        let (first, mut second) = (sample("a"), sample("a"));
+        store.write(|tx| insert(tx, &first)).unwrap();
+        let error = store.write(|tx| insert(tx, &second)).unwrap_err();
+        assert_eq!((error.kind(), error.field()), (ErrorKind::Invalid, Some("name")));
+        second.name = "b".parse().unwrap();
+        store.write(|tx| insert(tx, &second)).unwrap();
+        second.name = "a".parse().unwrap();
+        assert!(store.write(|tx| update(tx, &second)).is_err());
+        store.write(|tx| update(tx, &first)).unwrap();
+    }
+
+    #[test]
+    fn what_was_not_finished_is_forgotten_and_the_rest_stays() {
+        let (_dir, store) = store();
+        let (whole, mut grown, broken) = (sample("whole"), sample("grown"), sample("broken"));
+        grown.created_ms = 7;
+        let kept = sample_disk(&whole, 0, true);
+        let mut added = sample_disk(&grown, 0, false);
+        added.created_ms = 9;
+        let halves = [sample_disk(&broken, 0, true), sample_disk(&broken, 1, false)];
+        store
+            .write(|tx| {
+                [&whole, &grown, &broken].into_iter().try_for_each(|row| insert(tx, row))?;
+                [&kept, &added, &halves[0], &halves[1]].into_iter().try_for_each(|row| insert_disk(tx, row))
+            })
+            .unwrap();
+        let mut gone = store.write(delete_unfinished).unwrap();
+        let mut expected = vec![added.id, halves[0].id.clone(), halves[1].id.clone()];
+        gone.sort();
+        expected.sort();
+        assert_eq!(gone, expected);
+        let left: Vec<String> = store.read(list).unwrap().into_iter().map(|row| row.name.to_string()).collect();
+        assert_eq!(left, ["grown", "whole"]);
+        assert_eq!(store.read(all_disks).unwrap(), vec![kept]);
+    }
+
+    #[test]
+    fn networks_are_read_as_people_type_them() {
+        for text in ["none", "nat", "user", "bridge:br0"] {
+            assert_eq!(text.parse::<NetworkMode>().unwrap().to_string(), text);
+        }
+        for bad in ["", "bridge", "bridge:", "bridge:a/b", "bridge:..", "bridge:0123456789abcdef", "tap0"] {
+            assert!(bad.parse::<NetworkMode>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! `/api/v1/guests`: guests as JSON. The shapes are in `api.rs`, shared with the command line.
+
+use actix_web::{
+    HttpResponse,
+    http::StatusCode,
+    web::{self, Bytes, Data, Path, Query},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::{
+    State,
+    guard::{Operator, Viewer},
+};
+use crate::{
+    api,
+    error::{Error, ErrorKind, Result},
+    guests::{Guest, lifecycle::Event},
+    store::guests::BootKind,
+};
+
+/// Screens are not wider.
+const WIDTH_MAX: u32 = 8192;
+
+pub fn routes(app: &mut web::ServiceConfig) {
+    app.route("/api/v1/guests", web::get().to(list))
+        .route("/api/v1/guests", web::post().to(create))
+        .route("/api/v1/guests/{id}", web::get().to(show))
+        .route("/api/v1/guests/{id}", web::patch().to(change))
+        .route("/api/v1/guests/{id}", web::delete().to(delete))
+        .route("/api/v1/guests/{id}/cd", web::post().to(change_cd))
+        .route("/api/v1/guests/{id}/log", web::get().to(log))
+        .route("/api/v1/guests/{id}/statistics", web::get().to(statistics))
+        .route("/api/v1/guests/{id}/screenshot.png", web::get().to(screenshot))
+        .route("/api/v1/guests/{id}/{action}", web::post().to(act));
+}
+
+/// A guest as the API says it.
+pub fn guest_json(guest: &Guest) -> api::Guest {
+    let Guest { row, disks, kernel, initrd, cd, status, task } = guest;
+    let cmdline = row.cmdline.clone();
+    let boot = match row.boot {
+        BootKind::Bios => api::Boot::Disk { firmware: api::Firmware::Bios },
+        BootKind::Uefi => api::Boot::Disk { firmware: api::Firmware::Uefi },
+        BootKind::Test => api::Boot::Test { cmdline },
+        BootKind::Kernel => api::Boot::Kernel {
+            kernel: kernel.as_ref().map(|image| image.name.clone()).unwrap_or_default(),
+            initrd: initrd.as_ref().map(|image| image.name.clone()),
+            cmdline,
+        },
+    };
+    api::Guest {
+        id: row.id.clone(),
+        name: row.name.clone(),
+        state: status.state,
+        reason: status.reason.clone(),
+        since_ms: status.since_ms,
+        desired: if row.desired_on { api::Desired::On } else { api::Desired::Off },
+        cpus: row.cpus,
+        memory_bytes: row.memory_bytes,
+        boot,
+        disks: disks
+            .iter()
+            .map(|disk| api::Disk { id: disk.id.clone(), size_bytes: disk.size_bytes, bus: disk.bus, ready: disk.ready })
+            .collect(),
+        cdrom: cd.as_ref().map(|image| api::ImageName { id: image.id.clone(), name: image.name.clone() }),
+        network: api::Network { mode: row.network.to_string(), mac: row.mac },
+        addresses: status.addresses.clone(),
+        started_ms: status.started_ms,
+        engine: status.engine.as_ref().map(|engine| api::Engine { pid: engine.pid, version: engine.version.clone() }),
+        task: task.clone(),
+        warnings: Vec::new(),
+    }
+}
+
+/// The event that an action of a person is, by its word in addresses.
+///
+/// Errors: `NotFound`.
+pub fn event_of(action: &str) -> Result<Event> {
+    Ok(match action {
+        "start" => Event::Start,
+        "shutdown" => Event::Shutdown,
+        "poweroff" => Event::Kill,
+        "reset" => Event::Reset,
+        "pause" => Event::Pause,
+        "resume" => Event::Resume,
+        _ => return Err(Error::not_found("There is nothing at this address.")),
+    })
+}
+
+/// A JSON body. Errors: `Invalid` with what is wrong and where.
+fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T> {
+    serde_json::from_slice(body)
+        .map_err(|error| Error::new(ErrorKind::Invalid, format!("The JSON of this request does not fit: {error}.")))
+}
+
+async fn list(_: Viewer, state: Data<State>) -> Result<HttpResponse> {
+    let guests: Vec<api::Guest> = state.guests.list().await?.iter().map(guest_json).collect();
+    Ok(HttpResponse::Ok().json(guests))
+}
+
+async fn show(_: Viewer, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
+    Ok(HttpResponse::Ok().json(guest_json(&state.guests.get(&id).await?)))
+}
+
+async fn create(who: Operator, state: Data<State>, body: Bytes) -> Result<HttpResponse> {
+    let (guest, warnings) = state.guests.create(&who.name, json(&body)?).await?;
+    Ok(answer(StatusCode::CREATED, &guest, warnings))
+}
+
+async fn change(who: Operator, state: Data<State>, id: Path<String>, body: Bytes) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let (guest, warnings) = state.guests.change(&who.name, &guest.row.id, json(&body)?).await?;
+    Ok(answer(StatusCode::OK, &guest, warnings))
+}
+
+fn answer(status: StatusCode, guest: &Guest, warnings: Vec<String>) -> HttpResponse {
+    let status = if guest.task.is_some() { StatusCode::ACCEPTED } else { status };
+    HttpResponse::build(status).json(api::Guest { warnings, ..guest_json(guest) })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Delete {
+    confirm: Option<String>,
+}
+
+async fn delete(who: Operator, state: Data<State>, id: Path<String>, body: Bytes) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let confirm = if body.is_empty() { None } else { json::<Delete>(&body)?.confirm };
+    let confirm = confirm.unwrap_or_else(|| guest.row.name.to_string());
+    state.guests.delete(&who.name, &guest.row.id, &confirm).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+async fn act(_: Operator, state: Data<State>, path: Path<(String, String)>) -> Result<HttpResponse> {
+    let (id, action) = path.into_inner();
+    let event = event_of(&action)?;
+    let guest = state.guests.get(&id).await?;
+    state.guests.act(&guest.row.id, event).await?;
+    Ok(HttpResponse::Ok().json(guest_json(&state.guests.get(guest.row.id.as_str()).await?)))
+}
+
+async fn change_cd(_: Operator, state: Data<State>, id: Path<String>, body: Bytes) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let wanted: api::ChangeCd = json(&body)?;
+    state.guests.change_cd(&guest.row.id, wanted.image.as_deref()).await?;
+    Ok(HttpResponse::Ok().json(guest_json(&state.guests.get(guest.row.id.as_str()).await?)))
+}
+
+async fn log(_: Viewer, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let (tail, _) = state.guests.log_tail(&guest.row.id).await?;
+    Ok(HttpResponse::Ok().content_type("text/plain; charset=utf-8").body(tail))
+}
+
+async fn statistics(_: Viewer, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    Ok(HttpResponse::Ok().json(state.guests.statistics(&guest.row.id).await?))
+}
+
+#[derive(Deserialize)]
+struct Width {
+    width: Option<u32>,
+}
+
+async fn screenshot(_: Viewer, state: Data<State>, id: Path<String>, query: Query<Width>) -> Result<HttpResponse> {
+    let width = match query.width {
+        Some(width) if width == 0 || width > WIDTH_MAX => {
+            return Err(Error::invalid("width", format!("A screenshot is 1 to {WIDTH_MAX} wide.")));
+        }
+        width => width,
+    };
+    let guest = state.guests.get(&id).await?;
+    let png = state.guests.screenshot(&guest.row.id, width).await?;
+    Ok(HttpResponse::Ok().content_type("image/png").body(png))
+}

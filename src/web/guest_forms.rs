@@ -1,0 +1,323 @@
+//! The forms that make and change guests: from fields as typed to what the service takes, with every mistake at its field.
+
+use super::{
+    State,
+    form::Form,
+    view::{Choice, FieldErrors, GuestChoices, GuestFields},
+};
+use crate::{
+    api::{Boot, ChangeGuest, CreateGuest, Firmware, NewDisk},
+    error::{Error, Result},
+    guests::{Guest, host_memory},
+    store::{
+        guests::{BootKind, NetworkMode, bus_word, parse_bus},
+        images::{self, ImageKind, ImageRow},
+    },
+    types::{parse_size, show_size},
+    wire::{HostAnswer, HostRequest, NetworkStatus},
+};
+
+/// The name that the page gives the built-in guest; the next one gets a number.
+const TEST_GUEST_NAME: &str = "test-guest";
+
+/// The create form as typed.
+pub fn fields_of(form: &Form) -> GuestFields {
+    let text = |name: &str| form.get(name).trim().to_owned();
+    GuestFields {
+        name: text("name"),
+        cpus: text("cpus"),
+        memory: text("memory"),
+        boot: text("boot"),
+        disk_size: text("disk_size"),
+        disk_image: text("disk_image"),
+        disk_bus: text("disk_bus"),
+        cdrom: text("cdrom"),
+        kernel: text("kernel"),
+        initrd: text("initrd"),
+        cmdline: form.get("cmdline").to_owned(),
+        firmware: text("firmware"),
+        network: text("network"),
+        start: form.ticked("start"),
+    }
+}
+
+/// The hardware form as typed; its disk is the one to add.
+pub fn hardware_fields_of(form: &Form) -> GuestFields {
+    let text = |name: &str| form.get(name).trim().to_owned();
+    GuestFields { disk_size: text("add_disk_size"), disk_image: text("add_disk_image"), ..fields_of(form) }
+}
+
+/// The hardware form of a guest as it is.
+pub fn fields_of_guest(guest: &Guest) -> GuestFields {
+    let row = &guest.row;
+    let id = |image: &Option<crate::guests::ImageName>| image.as_ref().map(|image| image.id.to_string()).unwrap_or_default();
+    GuestFields {
+        name: row.name.to_string(),
+        cpus: row.cpus.to_string(),
+        memory: typed_size(row.memory_bytes),
+        boot: match row.boot {
+            BootKind::Bios | BootKind::Uefi => "disk",
+            BootKind::Kernel => "kernel",
+            BootKind::Test => "test",
+        }
+        .to_owned(),
+        disk_size: String::new(),
+        disk_image: String::new(),
+        disk_bus: guest.disks.first().map_or("virtio", |disk| bus_word(disk.bus)).to_owned(),
+        cdrom: id(&guest.cd),
+        kernel: id(&guest.kernel),
+        initrd: id(&guest.initrd),
+        cmdline: row.cmdline.clone(),
+        firmware: if row.boot == BootKind::Uefi { "uefi" } else { "bios" }.to_owned(),
+        network: row.network.to_string(),
+        start: false,
+    }
+}
+
+/// A size as one would type it: the largest unit that leaves a whole number.
+fn typed_size(bytes: u64) -> String {
+    for (unit, shift) in [("T", 40), ("G", 30), ("M", 20), ("K", 10)] {
+        if bytes >= 1 << shift && bytes.is_multiple_of(1 << shift) {
+            return format!("{}{unit}", bytes >> shift);
+        }
+    }
+    bytes.to_string()
+}
+
+/// What the create form asks for, or every mistake in it.
+pub fn create_guest(fields: &GuestFields) -> Result<CreateGuest, FieldErrors> {
+    let mut errors = FieldErrors::default();
+    let wanted = CreateGuest {
+        name: checked_name(fields, &mut errors),
+        cpus: cpus(fields, &mut errors),
+        memory_bytes: memory(fields, &mut errors),
+        boot: boot(fields, &mut errors),
+        disks: if fields.boot == "disk" { new_disk(fields, ("disk_size", "disk_image"), &mut errors) } else { Vec::new() },
+        cdrom: Some(fields.cdrom.clone()).filter(|image| !image.is_empty() && fields.boot != "test"),
+        network: network(fields, &mut errors),
+        start: fields.start,
+    };
+    if errors.is_empty() { Ok(wanted) } else { Err(errors) }
+}
+
+/// What the hardware form asks for, or every mistake in it.
+pub fn change_guest(fields: &GuestFields) -> Result<ChangeGuest, FieldErrors> {
+    let mut errors = FieldErrors::default();
+    let wanted = ChangeGuest {
+        name: Some(checked_name(fields, &mut errors)),
+        cpus: cpus(fields, &mut errors),
+        memory_bytes: memory(fields, &mut errors),
+        boot: boot(fields, &mut errors),
+        cdrom: None,
+        network: network(fields, &mut errors),
+        add_disks: new_disk(fields, ("add_disk_size", "add_disk_image"), &mut errors),
+        remove_disks: Vec::new(),
+    };
+    if errors.is_empty() { Ok(wanted) } else { Err(errors) }
+}
+
+/// The service's one error, at the field of the form it is about. `adding` is the hardware form.
+pub fn field_errors(error: &Error, adding: bool) -> FieldErrors {
+    let mut errors = FieldErrors::default();
+    let field = match (error.field().unwrap_or(""), adding) {
+        ("disk" | "disk_size", false) => "disk_size",
+        ("disk" | "disk_size", true) => "add_disk_size",
+        ("disk_image", true) => "add_disk_image",
+        ("machine", _) => "",
+        (field, _) => field,
+    };
+    errors.add(field, error.to_string());
+    errors
+}
+
+fn checked_name(fields: &GuestFields, errors: &mut FieldErrors) -> String {
+    if let Err(bad) = fields.name.parse::<crate::types::Name>() {
+        errors.add("name", bad.to_string());
+    }
+    fields.name.clone()
+}
+
+fn cpus(fields: &GuestFields, errors: &mut FieldErrors) -> Option<u32> {
+    match fields.cpus.parse() {
+        Ok(cpus) => Some(cpus),
+        Err(_) => {
+            errors.add("cpus", format!("A guest has 1 to {} vCPUs.", crate::spec::CPUS_MAX));
+            None
+        }
+    }
+}
+
+fn memory(fields: &GuestFields, errors: &mut FieldErrors) -> Option<u64> {
+    parse_size(&fields.memory).map_err(|bad| errors.add("memory", bad.to_string())).ok()
+}
+
+fn boot(fields: &GuestFields, errors: &mut FieldErrors) -> Option<Boot> {
+    let cmdline = fields.cmdline.trim().to_owned();
+    match (fields.boot.as_str(), fields.firmware.as_str()) {
+        ("disk", "" | "bios") => Some(Boot::Disk { firmware: Firmware::Bios }),
+        ("disk", "uefi") => Some(Boot::Disk { firmware: Firmware::Uefi }),
+        ("disk", _) => {
+            errors.add("firmware", "The firmware is BIOS or UEFI.");
+            None
+        }
+        ("kernel", _) => {
+            let initrd = Some(fields.initrd.clone()).filter(|image| !image.is_empty());
+            Some(Boot::Kernel { kernel: fields.kernel.clone(), initrd, cmdline })
+        }
+        ("test", _) => Some(Boot::Test { cmdline }),
+        _ => {
+            errors.add("boot", "Choose what the guest starts from.");
+            None
+        }
+    }
+}
+
+fn network(fields: &GuestFields, errors: &mut FieldErrors) -> Option<String> {
+    if fields.network.is_empty() {
+        return None;
+    }
+    if let Err(bad) = fields.network.parse::<NetworkMode>() {
+        errors.add("network", bad.to_string());
+    }
+    Some(fields.network.clone())
+}
+
+fn new_disk(fields: &GuestFields, names: (&str, &str), errors: &mut FieldErrors) -> Vec<NewDisk> {
+    if fields.disk_size.is_empty() && fields.disk_image.is_empty() {
+        return Vec::new();
+    }
+    let size_bytes = match fields.disk_size.as_str() {
+        "" => None,
+        size => parse_size(size).map_err(|bad| errors.add(names.0, bad.to_string())).ok(),
+    };
+    let bus = match fields.disk_bus.as_str() {
+        "" => None,
+        bus => parse_bus(bus).map_err(|bad| errors.add("disk_bus", bad.to_string())).ok(),
+    };
+    let image = Some(fields.disk_image.clone()).filter(|image| !image.is_empty());
+    vec![NewDisk { size_bytes, image, bus }]
+}
+
+/// Gives a further Test guest from the page a name of its own.
+pub async fn number_test_guest(state: &State, fields: &mut GuestFields) -> Result<()> {
+    if fields.boot != "test" || fields.name != TEST_GUEST_NAME {
+        return Ok(());
+    }
+    let taken: Vec<String> = state.guests.list().await?.iter().map(|guest| guest.row.name.to_string()).collect();
+    let numbered = (2..).map(|number| format!("{TEST_GUEST_NAME}-{number}"));
+    let free = std::iter::once(TEST_GUEST_NAME.to_owned()).chain(numbered).find(|name| !taken.contains(name));
+    fields.name = free.unwrap_or_default();
+    Ok(())
+}
+
+/// What the selects offer on this host now.
+pub async fn choices(state: &State) -> Result<GuestChoices> {
+    let images: Vec<ImageRow> = state.store.reading(images::list).await?.into_iter().filter(|image| image.ready).collect();
+    let of = |kinds: &[ImageKind]| {
+        let mut fitting: Vec<&ImageRow> = images.iter().filter(|image| kinds.contains(&image.kind)).collect();
+        fitting.sort_by_key(|image| kinds.iter().position(|kind| *kind == image.kind));
+        fitting
+            .into_iter()
+            .map(|image| Choice {
+                value: image.id.to_string(),
+                label: format!("{} ({})", image.name, show_size(image.size_bytes)),
+            })
+            .collect::<Vec<_>>()
+    };
+    let network = match state.host.call(HostRequest::NetworkStatus).await {
+        Ok((HostAnswer::NetworkStatus(status), _)) => status,
+        Ok(_) | Err(_) => NetworkStatus::default(),
+    };
+    Ok(GuestChoices {
+        cds: of(&[ImageKind::Iso]),
+        disks: of(&[ImageKind::Disk, ImageKind::Other]),
+        boot_files: of(&[ImageKind::Kernel, ImageKind::Initrd, ImageKind::Other]),
+        networks: network_choices(&network),
+        firmwares: vec![choice("bios", "BIOS"), choice("uefi", "UEFI")],
+        host_words: host_words(),
+    })
+}
+
+/// The network that the form offers first.
+pub fn usual_network(choices: &GuestChoices) -> String {
+    choices.networks.first().map(|choice| choice.value.clone()).unwrap_or_default()
+}
+
+fn choice(value: &str, label: &str) -> Choice {
+    Choice { value: value.to_owned(), label: label.to_owned() }
+}
+
+fn network_choices(status: &NetworkStatus) -> Vec<Choice> {
+    let mut choices = Vec::new();
+    if status.privileged {
+        choices.push(choice("nat", "NAT: reaches out, and is reached from this host"));
+        for bridge in &status.bridges {
+            choices.push(choice(&format!("bridge:{bridge}"), &format!("Bridge {bridge}: a machine of its own on that network")));
+        }
+    }
+    choices.push(choice("user", "User: reaches out, without privilege"));
+    choices.push(choice("none", "None"));
+    choices
+}
+
+fn host_words() -> String {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let cpus = super::view::count(cpus, "CPU", "CPUs");
+    match host_memory() {
+        Some((total, free)) => {
+            format!("This host has {cpus} and {} of memory, {} of it free.", show_size(total), show_size(free))
+        }
+        None => format!("This host has {cpus}."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(change: impl FnOnce(&mut GuestFields)) -> GuestFields {
+        let mut fields = GuestFields { name: "web01".into(), ..GuestFields::default() };
+        change(&mut fields);
+        fields
+    }
+
+    #[test]
+    fn the_form_as_offered_makes_a_guest() {
+        let wanted = create_guest(&fields(|_| {})).unwrap();
+        assert_eq!((wanted.cpus, wanted.memory_bytes, wanted.start), (Some(2), Some(2 << 30), true));
+        assert_eq!(wanted.disks.len(), 1);
+        assert_eq!(wanted.disks[0].size_bytes, Some(16 << 30));
+    }
+
+    #[test]
+    fn every_mistake_is_at_its_field() {
+        let wrong = fields(|fields| {
+            fields.name = "../etc".into();
+            fields.cpus = "-1".into();
+            fields.memory = "lots".into();
+            fields.disk_size = "0x10".into();
+            fields.disk_bus = "scsi".into();
+            fields.network = "bridge:".into();
+            fields.firmware = "coreboot".into();
+        });
+        let errors = create_guest(&wrong).unwrap_err();
+        for field in ["name", "cpus", "memory", "disk_size", "disk_bus", "network", "firmware"] {
+            assert!(errors.of(field).is_some(), "{field}");
+        }
+    }
+
+    #[test]
+    fn the_test_guest_takes_no_disk_from_hidden_fields() {
+        let wanted = create_guest(&fields(|fields| fields.boot = "test".into())).unwrap();
+        assert!(wanted.disks.is_empty());
+        assert_eq!(wanted.boot, Some(Boot::Test { cmdline: String::new() }));
+    }
+
+    #[test]
+    fn sizes_are_typed_short() {
+        assert_eq!(typed_size(2 << 30), "2G");
+        assert_eq!(typed_size(1536 << 20), "1536M");
+        assert_eq!(typed_size(513), "513");
+        assert_eq!(parse_size(&typed_size(1536 << 20)), Ok(1536 << 20));
+    }
+}

@@ -1,0 +1,485 @@
+//! The pages of guests: the list, the form that makes one, and the pages of one guest.
+
+use actix_web::{
+    HttpResponse,
+    http::{StatusCode, header},
+    web::{self, Data, Path, Query},
+};
+use serde::Deserialize;
+
+use super::{
+    State,
+    form::Form,
+    guard::{Caller, Operator, Viewer},
+    guest_api::event_of,
+    guest_forms as forms, host,
+    page::{form_status, html, local_path, see_other},
+    view::{self, FieldErrors, GuestFields, GuestTab, Level, Live, Tab},
+};
+use crate::{
+    error::{Error, Result},
+    guests::{Guest, lifecycle::{Event, State as GuestState}},
+    store::{guests::{BootKind, bus_word}, users::Role},
+    types::{Id, now_ms, show_size},
+};
+
+/// The width of the pictures in lists.
+const THUMBNAIL_WIDTH: u32 = 320;
+/// The end of the scrollback that a page without JavaScript shows.
+const SCROLLBACK_SHOWN_BYTES: usize = 16 << 10;
+
+pub fn routes(app: &mut web::ServiceConfig) {
+    app.route("/guests", web::get().to(list))
+        .route("/guests", web::post().to(create))
+        .route("/guests/new", web::get().to(new))
+        .route("/guests/{id}", web::get().to(overview))
+        .route("/guests/{id}/console", web::get().to(console))
+        .route("/guests/{id}/serial", web::get().to(serial))
+        .route("/guests/{id}/hardware", web::get().to(hardware))
+        .route("/guests/{id}/hardware", web::post().to(change))
+        .route("/guests/{id}/log", web::get().to(log))
+        .route("/guests/{id}/thumbnail.png", web::get().to(thumbnail))
+        .route("/guests/{id}/delete", web::get().to(delete_form))
+        .route("/guests/{id}/delete", web::post().to(delete))
+        .route("/guests/{id}/cd", web::post().to(change_cd))
+        .route("/guests/{id}/disks/{disk}/delete", web::post().to(delete_disk))
+        .route("/guests/{id}/{action}", web::post().to(act));
+}
+
+// ---- from the service to the page ----
+
+pub fn state_of(state: GuestState) -> view::State {
+    match state {
+        GuestState::Stopped => view::State::Stopped,
+        GuestState::Starting => view::State::Starting,
+        GuestState::Running => view::State::Running,
+        GuestState::Paused => view::State::Paused,
+        GuestState::Stopping => view::State::Stopping,
+        GuestState::Failed => view::State::Failed,
+    }
+}
+
+fn actions_of(guest: &Guest, caller: &Caller) -> view::Actions {
+    if caller.role < Role::Operator {
+        return view::Actions::default();
+    }
+    let state = guest.status.state;
+    let whole = guest.task.is_none();
+    let rests = !state.is_live() && whole;
+    view::Actions {
+        start: state.allows(Event::Start) && whole,
+        shutdown: state.allows(Event::Shutdown),
+        power_off: state.allows(Event::Kill),
+        reset: state.allows(Event::Reset),
+        pause: state.allows(Event::Pause),
+        resume: state.allows(Event::Resume),
+        edit: rests,
+        cd: whole && (rests || guest.status.client.is_some()),
+        delete: rests,
+        console_input: true,
+    }
+}
+
+fn reason_of(guest: &Guest) -> Option<String> {
+    let preparing = guest.task.as_ref().map(|_| "Its disks are being prepared.".to_owned());
+    guest.status.reason.clone().or(preparing)
+}
+
+fn since_of(guest: &Guest) -> Option<view::Moment> {
+    let lives = guest.status.started_ms.filter(|_| guest.status.state == GuestState::Running);
+    lives.or(guest.status.since_ms).map(|at_ms| view::Moment::new(at_ms, now_ms()))
+}
+
+/// One guest in a list, as this caller sees it.
+pub fn line(guest: &Guest, caller: &Caller) -> view::GuestLine {
+    view::GuestLine {
+        id: guest.row.id.to_string(),
+        name: guest.row.name.to_string(),
+        note: guest.row.note.clone(),
+        state: state_of(guest.status.state),
+        reason: reason_of(guest),
+        since: since_of(guest),
+        address: guest.status.addresses.first().cloned(),
+        cpus: guest.row.cpus,
+        memory: view::Bytes(guest.row.memory_bytes),
+        cpu: None,
+        actions: actions_of(guest, caller),
+    }
+}
+
+fn head(guest: &Guest, caller: &Caller, tab: GuestTab) -> view::GuestHead {
+    view::GuestHead {
+        id: guest.row.id.to_string(),
+        name: guest.row.name.to_string(),
+        tab,
+        state: state_of(guest.status.state),
+        reason: reason_of(guest),
+        since: since_of(guest),
+        address: guest.status.addresses.first().cloned(),
+        actions: actions_of(guest, caller),
+    }
+}
+
+fn disk_lines(state: &State, guest: &Guest) -> Vec<view::DiskLine> {
+    let line = |(number, disk): (usize, &crate::store::guests::DiskRow)| view::DiskLine {
+        id: disk.id.to_string(),
+        label: format!("disk {}", number + 1),
+        size: view::Bytes(disk.size_bytes),
+        used: state.guests.disk_used_bytes(&disk.id).map(view::Bytes),
+        bus: bus_word(disk.bus).to_owned(),
+        note: if disk.ready { String::new() } else { "being copied".to_owned() },
+    };
+    guest.disks.iter().enumerate().map(line).collect()
+}
+
+fn boot_words(guest: &Guest) -> String {
+    match guest.row.boot {
+        BootKind::Bios => "BIOS".to_owned(),
+        BootKind::Uefi => "UEFI".to_owned(),
+        BootKind::Test => "Test guest".to_owned(),
+        BootKind::Kernel => {
+            format!("kernel {}", guest.kernel.as_ref().map_or("", |image| image.name.as_str()))
+        }
+    }
+}
+
+/// "2 vCPUs, 4 GiB, BIOS, one disk of 32 GiB, network nat."
+fn words(guest: &Guest) -> String {
+    let disks = match guest.disks.as_slice() {
+        [] => "no disk".to_owned(),
+        [one] => format!("one disk of {}", show_size(one.size_bytes)),
+        many => format!("{} disks of {}", many.len(), show_size(many.iter().map(|disk| disk.size_bytes).sum())),
+    };
+    let cpus = view::count(usize::try_from(guest.row.cpus).unwrap_or(0), "vCPU", "vCPUs");
+    let (memory, boot, network) = (show_size(guest.row.memory_bytes), boot_words(guest), &guest.row.network);
+    format!("{cpus}, {memory}, {boot}, {disks}, network {network}.")
+}
+
+fn facts(guest: &Guest) -> Vec<view::Fact> {
+    let fact = |label, value: String, copy| view::Fact { label, value, copy };
+    let row = &guest.row;
+    let mut facts = vec![
+        fact("vCPUs", row.cpus.to_string(), false),
+        fact("Memory", show_size(row.memory_bytes), false),
+        fact("Starts from", boot_words(guest), false),
+    ];
+    facts.extend(guest.initrd.as_ref().map(|image| fact("Initrd", image.name.clone(), false)));
+    if !row.cmdline.is_empty() {
+        facts.push(fact("Command line", row.cmdline.clone(), true));
+    }
+    facts.push(fact("Network", row.network.to_string(), false));
+    facts.push(fact("Hardware address", row.mac.to_string(), true));
+    facts.extend(guest.status.addresses.iter().map(|address| fact("Address", address.clone(), true)));
+    facts.push(fact("Machine", row.machine.clone(), false));
+    facts.push(fact("Id", row.id.to_string(), true));
+    if let Some(engine) = &guest.status.engine {
+        facts.push(fact("Engine", format!("{} (process {})", engine.version, engine.pid), false));
+    }
+    facts
+}
+
+/// Whose disks are read off the file system; a page is worth a few `stat`s.
+fn cd_words(guest: &Guest) -> Option<String> {
+    let name = guest.cd.as_ref().map(|image| image.name.clone());
+    match guest.status.cd_present {
+        Some(false) => name.map(|name| format!("{name} (ejected by the guest)")),
+        Some(true) | None => name,
+    }
+}
+
+// ---- pages, also for the live stream ----
+
+/// `/guests`, filtered by `query`.
+pub async fn list_page(state: &State, caller: &Caller, query: &str) -> Result<view::GuestsPage> {
+    let wanted = query.trim().to_lowercase();
+    let guests = state.guests.list().await?;
+    let matches = |guest: &&Guest| {
+        let row = &guest.row;
+        [row.name.as_str(), row.note.as_str(), guest.status.state.word()]
+            .into_iter()
+            .chain(guest.status.addresses.iter().map(String::as_str))
+            .any(|text| text.to_lowercase().contains(&wanted))
+    };
+    Ok(view::GuestsPage {
+        chrome: state.quiet_chrome(caller, Tab::Guests),
+        query: query.to_owned(),
+        guests: guests.iter().filter(matches).map(|guest| line(guest, caller)).collect(),
+        // A supervisor that does not answer is said where it is needed.
+        obstacle: host::obstacles(state).await.unwrap_or_default().into_iter().next().map(host::shown),
+    })
+}
+
+/// `/guests/{id}`.
+pub fn guest_page(state: &State, caller: &Caller, guest: &Guest) -> view::GuestPage {
+    view::GuestPage {
+        chrome: state.quiet_chrome(caller, Tab::Guests),
+        guest: head(guest, caller, GuestTab::Overview),
+        words: words(guest),
+        facts: facts(guest),
+        disks: disk_lines(state, guest),
+        cd: cd_words(guest),
+        gauges: Vec::new(),
+        events: Vec::new(),
+    }
+}
+
+async fn log_page(state: &State, caller: &Caller, guest: &Guest) -> Result<view::GuestLogPage> {
+    let (tail, before) = state.guests.log_tail(&guest.row.id).await?;
+    Ok(view::GuestLogPage {
+        chrome: state.quiet_chrome(caller, Tab::Guests),
+        guest: head(guest, caller, GuestTab::Log),
+        text: printable(&tail),
+        left_out: view::Bytes(before),
+    })
+}
+
+/// What changes on the pages of one guest, for its stream.
+///
+/// Errors: `NotFound` when the guest is gone.
+pub async fn guest_fragments(state: &State, caller: &Caller, id: &str) -> Result<String> {
+    let guest = state.guests.get(id).await?;
+    let drawn = guest_page(state, caller, &guest).fragments();
+    drawn.map_err(|error| Error::internal("This page could not be drawn.", error))
+}
+
+/// As `guest_fragments`, for the list.
+pub async fn list_fragments(state: &State, caller: &Caller) -> Result<String> {
+    let drawn = list_page(state, caller, "").await?.fragments();
+    drawn.map_err(|error| Error::internal("This page could not be drawn.", error))
+}
+
+/// Text of a guest without what moves a terminal's cursor.
+fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let mut shown = String::with_capacity(text.len());
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            // Control sequences (ECMA-48 section 5.4): parameters, then one final byte.
+            '\u{1b}' if letters.next_if_eq(&'[').is_some() => {
+                while letters.next_if(|c| ('\u{20}'..='\u{3f}').contains(c)).is_some() {}
+                letters.next();
+            }
+            '\n' | '\t' => shown.push(letter),
+            letter if letter.is_control() => {}
+            letter => shown.push(letter),
+        }
+    }
+    shown
+}
+
+async fn scrollback_shown(state: &State, guest: &Guest) -> String {
+    if !guest.status.state.is_live() {
+        return String::new();
+    }
+    let bytes = super::console::read_scrollback(state, &guest.row.id).await.unwrap_or_default();
+    let from = bytes.len().saturating_sub(SCROLLBACK_SHOWN_BYTES);
+    printable(bytes.get(from..).unwrap_or_default())
+}
+
+// ---- handlers ----
+
+#[derive(Deserialize)]
+struct Filter {
+    #[serde(default)]
+    q: String,
+}
+
+async fn list(who: Viewer, state: Data<State>, filter: Query<Filter>) -> Result<HttpResponse> {
+    let page = list_page(&state, &who, &filter.q).await?;
+    html(StatusCode::OK, &view::GuestsPage { chrome: state.chrome(&who, Tab::Guests), ..page })
+}
+
+async fn new(who: Operator, state: Data<State>) -> Result<HttpResponse> {
+    let choices = forms::choices(&state).await?;
+    let fields = GuestFields { network: forms::usual_network(&choices), ..GuestFields::default() };
+    let chrome = state.chrome(&who, Tab::Guests);
+    html(StatusCode::OK, &view::GuestNewPage { chrome, fields, errors: FieldErrors::default(), choices })
+}
+
+async fn create(who: Operator, state: Data<State>, form: Form) -> Result<HttpResponse> {
+    let mut fields = forms::fields_of(&form);
+    forms::number_test_guest(&state, &mut fields).await?;
+    let (status, errors) = match forms::create_guest(&fields) {
+        Ok(wanted) => match state.guests.create(&who.name, wanted).await {
+            Ok((guest, warnings)) => {
+                for warning in warnings {
+                    state.flash(&who, Level::Degraded, warning);
+                }
+                return Ok(see_other(&format!("/guests/{}", guest.row.id)));
+            }
+            Err(error) => match form_status(&error) {
+                Some(status) => (status, forms::field_errors(&error, false)),
+                None => return Err(error),
+            },
+        },
+        Err(errors) => (StatusCode::UNPROCESSABLE_ENTITY, errors),
+    };
+    let choices = forms::choices(&state).await?;
+    html(status, &view::GuestNewPage { chrome: state.chrome(&who, Tab::Guests), fields, errors, choices })
+}
+
+async fn overview(who: Viewer, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let page = guest_page(&state, &who, &guest);
+    html(StatusCode::OK, &view::GuestPage { chrome: state.chrome(&who, Tab::Guests), ..page })
+}
+
+async fn console(who: Viewer, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let scrollback = scrollback_shown(&state, &guest).await;
+    let head = head(&guest, &who, GuestTab::Console);
+    html(StatusCode::OK, &view::GuestConsolePage { chrome: state.chrome(&who, Tab::Guests), guest: head, scrollback })
+}
+
+async fn serial(who: Viewer, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let nonce = format!("{}{}{}", Id::random(), Id::random(), Id::random());
+    let policy = format!("{}; style-src-elem 'self' 'nonce-{nonce}'", super::page::CONTENT_SECURITY_POLICY);
+    let page = view::GuestSerialPage {
+        chrome: state.chrome(&who, Tab::Guests),
+        guest: head(&guest, &who, GuestTab::Serial),
+        scrollback: scrollback_shown(&state, &guest).await,
+        nonce,
+    };
+    let mut answer = html(StatusCode::OK, &page)?;
+    let policy = header::HeaderValue::from_str(&policy).map_err(|error| Error::internal("This page could not be drawn.", error))?;
+    answer.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+    Ok(answer)
+}
+
+async fn hardware_page(state: &State, who: &Viewer, guest: &Guest, fields: GuestFields, errors: FieldErrors) -> Result<view::GuestHardwarePage> {
+    Ok(view::GuestHardwarePage {
+        chrome: state.chrome(who, Tab::Guests),
+        guest: head(guest, who, GuestTab::Hardware),
+        fields,
+        errors,
+        choices: forms::choices(state).await?,
+        disks: disk_lines(state, guest),
+        cd: guest.cd.as_ref().map(|image| image.id.to_string()).unwrap_or_default(),
+    })
+}
+
+async fn hardware(who: Viewer, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let fields = forms::fields_of_guest(&guest);
+    html(StatusCode::OK, &hardware_page(&state, &who, &guest, fields, FieldErrors::default()).await?)
+}
+
+async fn change(who: Operator, state: Data<State>, id: Path<String>, form: Form) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let fields = forms::hardware_fields_of(&form);
+    let (status, errors) = match forms::change_guest(&fields) {
+        Ok(wanted) => match state.guests.change(&who.name, &guest.row.id, wanted).await {
+            Ok((_, warnings)) => {
+                match warnings.into_iter().next() {
+                    Some(warning) => state.flash(&who, Level::Degraded, warning),
+                    None => state.flash(&who, Level::Ok, "The hardware is saved."),
+                }
+                return Ok(see_other(&format!("/guests/{}/hardware", guest.row.id)));
+            }
+            Err(error) => match form_status(&error) {
+                Some(status) => (status, forms::field_errors(&error, true)),
+                None => return Err(error),
+            },
+        },
+        Err(errors) => (StatusCode::UNPROCESSABLE_ENTITY, errors),
+    };
+    html(status, &hardware_page(&state, &who, &guest, fields, errors).await?)
+}
+
+async fn change_cd(who: Operator, state: Data<State>, id: Path<String>, form: Form) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let back = format!("/guests/{}/hardware", guest.row.id);
+    match state.guests.change_cd(&guest.row.id, Some(form.get("image"))).await {
+        Ok(()) => {
+            state.flash(&who, Level::Ok, "The CD is changed.");
+            Ok(see_other(&back))
+        }
+        Err(error) => {
+            let status = form_status(&error).ok_or_else(|| Error::new(error.kind(), error.to_string()))?;
+            let mut errors = FieldErrors::default();
+            errors.add("image", error.to_string());
+            let fields = forms::fields_of_guest(&guest);
+            html(status, &hardware_page(&state, &who, &guest, fields, errors).await?)
+        }
+    }
+}
+
+async fn delete_disk(who: Operator, state: Data<State>, path: Path<(String, String)>) -> Result<HttpResponse> {
+    let (id, disk) = path.into_inner();
+    let guest = state.guests.get(&id).await?;
+    let disk: Id = disk.parse().map_err(|_| Error::not_found("There is no such disk."))?;
+    let wanted = crate::api::ChangeGuest { remove_disks: vec![disk], ..Default::default() };
+    state.guests.change(&who.name, &guest.row.id, wanted).await?;
+    state.flash(&who, Level::Ok, "The disk is deleted.");
+    Ok(see_other(&format!("/guests/{}/hardware", guest.row.id)))
+}
+
+async fn log(who: Viewer, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let page = log_page(&state, &who, &guest).await?;
+    html(StatusCode::OK, &view::GuestLogPage { chrome: state.chrome(&who, Tab::Guests), ..page })
+}
+
+async fn thumbnail(_: Viewer, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let png = state.guests.screenshot(&guest.row.id, Some(THUMBNAIL_WIDTH)).await?;
+    Ok(HttpResponse::Ok().content_type("image/png").body(png))
+}
+
+fn delete_page(state: &State, who: &Viewer, guest: &Guest, errors: FieldErrors, confirm: &str) -> view::GuestDeletePage {
+    view::GuestDeletePage {
+        chrome: state.chrome(who, Tab::Guests),
+        guest: head(guest, who, GuestTab::Overview),
+        disks: disk_lines(state, guest),
+        errors,
+        confirm: confirm.to_owned(),
+    }
+}
+
+async fn delete_form(who: Operator, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    html(StatusCode::OK, &delete_page(&state, &who, &guest, FieldErrors::default(), ""))
+}
+
+async fn delete(who: Operator, state: Data<State>, id: Path<String>, form: Form) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let confirm = form.get("confirm");
+    match state.guests.delete(&who.name, &guest.row.id, confirm).await {
+        Ok(()) => {
+            state.flash(&who, Level::Ok, format!("{} is deleted.", guest.row.name));
+            Ok(see_other("/guests"))
+        }
+        Err(error) => {
+            let status = form_status(&error).ok_or_else(|| Error::new(error.kind(), error.to_string()))?;
+            html(status, &delete_page(&state, &who, &guest, forms::field_errors(&error, false), confirm))
+        }
+    }
+}
+
+/// A button: goes back to where it was pressed; what does not fit is said there.
+async fn act(who: Operator, state: Data<State>, path: Path<(String, String)>, form: Form) -> Result<HttpResponse> {
+    let (id, action) = path.into_inner();
+    let event = event_of(&action)?;
+    let guest = state.guests.get(&id).await?;
+    if let Err(error) = state.guests.act(&guest.row.id, event).await {
+        tracing::info!(guest = %guest.row.id, action, error = %error.for_log(), "a guest does not do as asked");
+        state.flash(&who, Level::Missing, format!("{}: {error}", guest.row.name));
+    }
+    let back = match local_path(form.get("back")) {
+        "/" if form.get("back") != "/" => format!("/guests/{}", guest.row.id),
+        back => back.to_owned(),
+    };
+    Ok(see_other(&back))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_prints_cannot_move_the_cursor_of_a_page() {
+        assert_eq!(printable(b"a\x1b[31;1mred\x1b[0m\r\n\x07\x1bcb\xff"), "ared\ncb\u{fffd}");
+    }
+}
