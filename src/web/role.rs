@@ -52,6 +52,8 @@ pub fn run(config: WebRole) -> Result<()> {
     let result = system.block_on(serve(config));
     // Dropping the runtime would wait for work that blocks, such as a download that gets no bytes. The process ends anyway.
     std::mem::forget(system);
+    // A worker thread that ends last would otherwise wake the forgotten system from a destroyed thread local.
+    std::mem::forget(actix_rt::System::current());
     result
 }
 
