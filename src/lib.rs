@@ -7,6 +7,8 @@ pub mod changes;
 pub mod cli;
 pub mod engine;
 pub mod error;
+pub mod host;
+pub mod hostd;
 pub mod guests;
 pub mod host_client;
 pub mod spec;

@@ -101,11 +101,7 @@ impl GuestSpec {
         {
             return bad(
                 "memory",
-                format!(
-                    "Memory is {} to {}, in whole MiB.",
-                    show_size(MEMORY_BYTES_MIN),
-                    show_size(MEMORY_BYTES_MAX)
-                ),
+                format!("Memory is {} to {}, in whole MiB.", show_size(MEMORY_BYTES_MIN), show_size(MEMORY_BYTES_MAX)),
             );
         }
         if self.disks.len() > DISKS_MAX {
@@ -127,7 +123,10 @@ fn check_cmdline(cmdline: &str) -> Result<(), BadSpec> {
         });
     }
     if cmdline.chars().any(|c| c.is_control()) {
-        return Err(BadSpec { field: "cmdline", message: "The command line is one line without control characters.".into() });
+        return Err(BadSpec {
+            field: "cmdline",
+            message: "The command line is one line without control characters.".into(),
+        });
     }
     Ok(())
 }

@@ -83,7 +83,10 @@ impl FromStr for Name {
             return Err(BadValue("A name is needed.".into()));
         }
         if text.len() > NAME_LEN_MAX {
-            return Err(BadValue(format!("A name has at most {NAME_LEN_MAX} characters; this one has {}.", text.len())));
+            return Err(BadValue(format!(
+                "A name has at most {NAME_LEN_MAX} characters; this one has {}.",
+                text.len()
+            )));
         }
         let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
         if !text.bytes().all(good) || !text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric) {

@@ -17,14 +17,12 @@ use std::{
 };
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{
-    spec::GuestSpec,
-    types::Id,
-};
+use crate::{spec::GuestSpec, types::Id};
 
 /// The control protocol of this release. A server speaks this one and the one before.
 pub const PROTOCOL: u32 = 1;
@@ -162,9 +160,15 @@ pub struct HostRefusal {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HostMessage {
-    Answer { seq: u64, result: Result<HostAnswer, HostRefusal> },
+    Answer {
+        seq: u64,
+        result: Result<HostAnswer, HostRefusal>,
+    },
     /// An engine's process has ended; sent once for each.
-    EngineGone { guest: Id, end: EngineEnd },
+    EngineGone {
+        guest: Id,
+        end: EngineEnd,
+    },
 }
 
 /// How an engine ended, from the file it was handed.
@@ -229,7 +233,9 @@ pub struct EngineStart {
 pub enum Observed {
     Running,
     /// `reason` is set when the engine paused by itself: full disk, read error, emulation failure.
-    Paused { reason: Option<String> },
+    Paused {
+        reason: Option<String>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -252,11 +258,18 @@ pub enum EngineMessage {
     /// First on each connection.
     Hello(Hello),
     /// To the request of the same `id`; `payload_bytes` raw bytes follow the line.
-    Reply { id: u64, error: Option<String>, #[serde(default)] payload_bytes: u64 },
+    Reply {
+        id: u64,
+        error: Option<String>,
+        #[serde(default)]
+        payload_bytes: u64,
+    },
     State(Observed),
     /// The guest's network addresses, as its own packets show them.
     Addresses(Vec<String>),
-    CdChanged { present: bool },
+    CdChanged {
+        present: bool,
+    },
     /// The guest was reset, by itself or by request.
     Reset,
 }
@@ -279,7 +292,9 @@ pub enum EngineAction {
     /// With one descriptor: that medium is put in. Without: ejected.
     ChangeCd,
     /// The reply's payload is a PNG, at most `max_width` wide.
-    Screenshot { max_width: Option<u32> },
+    Screenshot {
+        max_width: Option<u32>,
+    },
     /// The reply's payload is JSON: memory, exits, counters.
     Statistics,
 }

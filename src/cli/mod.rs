@@ -72,7 +72,7 @@ pub enum Command {
     Admin(AdminCommand),
     /// The web role; started by serve.
     #[command(hide = true)]
-    Web,
+    Web(WebArgs),
     /// The engine of one guest; started by serve.
     #[command(hide = true)]
     Engine,
@@ -80,9 +80,17 @@ pub enum Command {
 
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
-    /// Address and port to listen on; may be repeated. 0.0.0.0:8443 or [::]:8443 means every address.
+    /// Address and port to listen on. [::]:8443 means every address, 0.0.0.0:8443 every IPv4 address.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8443")]
-    pub listen: Vec<String>,
+    pub listen: String,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct WebArgs {
+    #[arg(long)]
+    pub state_dir: PathBuf,
+    #[arg(long)]
+    pub run_dir: PathBuf,
 }
 
 /// Why a command did not do its work.

@@ -6,7 +6,9 @@
 #![expect(unsafe_code, reason = "preadv and pwritev straight into guest RAM; madvise on our own mappings")]
 
 use std::{
-    fmt, fs::File, io,
+    fmt,
+    fs::File,
+    io,
     os::fd::{AsRawFd, BorrowedFd},
     sync::Arc,
 };
@@ -198,10 +200,7 @@ impl GuestRam {
             }
             for slice in GuestMemoryBackend::get_slices(&*self.map, GuestAddress(span.at.0), span.bytes as usize) {
                 let slice = slice.map_err(|_| outside(span))?;
-                out.push(libc::iovec {
-                    iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                    iov_len: slice.len(),
-                });
+                out.push(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() });
             }
         }
         Ok(out)
@@ -256,14 +255,18 @@ impl HostRegion {
         let there = self.bytes().saturating_sub(at).min(into.len());
         let (have, rest) = into.split_at_mut(there);
         rest.fill(0);
-        if there > 0 && let Ok(slice) = self.map.as_volatile_slice().subslice(at, there) {
+        if there > 0
+            && let Ok(slice) = self.map.as_volatile_slice().subslice(at, there)
+        {
             slice.copy_to(have);
         }
     }
     /// Copies in; bytes past the end are dropped.
     pub fn write(&self, at: usize, from: &[u8]) {
         let fits = self.bytes().saturating_sub(at).min(from.len());
-        if fits > 0 && let Ok(slice) = self.map.as_volatile_slice().subslice(at, fits) {
+        if fits > 0
+            && let Ok(slice) = self.map.as_volatile_slice().subslice(at, fits)
+        {
             slice.copy_from(from.get(..fits).unwrap_or_default());
         }
     }

@@ -1,8 +1,42 @@
-//! The engine: one process that runs one guest.
+//! The engine: one process that runs one guest. `role.rs` is where it begins, `machine.rs` what it runs.
 
+pub mod acpi;
+pub mod addresses;
+pub mod ahci;
+pub mod boot;
 pub mod bus;
+pub mod chipset;
+pub mod cmos;
+pub mod console;
+pub mod control;
+mod cpuid;
+pub mod debugcon;
+pub mod devices;
 pub mod disk;
+pub mod event;
+pub mod facts;
+pub mod fault;
+pub mod fwcfg;
+pub mod i8042;
+pub mod input;
 pub mod irq;
 pub mod layout;
+pub mod log;
+pub mod machine;
 pub mod memory;
 pub mod pci;
+pub mod pm;
+pub mod ps2;
+pub mod reset;
+pub mod rfb;
+pub mod role;
+pub mod screen;
+pub mod smbios;
+mod start_state;
+pub mod table_loader;
+pub mod timer;
+pub mod uart;
+pub mod vcpu;
+pub mod vga;
+pub mod virtio;
+pub mod vm;

@@ -250,6 +250,8 @@ fn serial(shared: &Shared, stream: UnixStream) {
                 inner = shared.grew.wait(inner).unwrap();
             }
             if inner.over {
+                drop(inner);
+                frame(1, b"{\"closed\":\"the guest is off\"}");
                 break;
             }
             let skipped = inner.start.saturating_sub(at);

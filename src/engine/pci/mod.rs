@@ -1,6 +1,34 @@
 //! PCI: what a function is. Decoding, BAR sizing and moving, enable bits and MSI-X live in this folder, so no device writes them.
 
-use super::bus::{Access, BusFault, Effect};
+pub mod assign;
+pub mod config;
+pub mod intx;
+pub mod msix;
+pub mod root;
+
+use super::{
+    bus::{Access, BusFault, Effect, Width},
+    event::Event,
+};
+
+/// Bytes of a function's configuration space (PCI Local Bus 3.0, 6.1).
+pub const CONFIG_BYTES: usize = 256;
+
+/// Where a function sits on bus 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DevFn(u8);
+
+impl DevFn {
+    pub const fn new(slot: u8, function: u8) -> DevFn {
+        DevFn(slot << 3 | function & 7)
+    }
+    pub const fn slot(self) -> u8 {
+        self.0 >> 3
+    }
+    pub const fn function(self) -> u8 {
+        self.0 & 7
+    }
+}
 
 /// What a function says it is (PCI Local Bus 3.0, 6.2.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +73,21 @@ pub struct Capability {
     pub body: Vec<u8>,
 }
 
+/// A register in configuration space that belongs to the device: a byte with its value after reset and its writable bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConfigByte {
+    pub offset: u8,
+    pub reset: u8,
+    pub writable: u8,
+}
+
+/// An offset in a BAR whose writes signal `event` without leaving the kernel.
+pub struct Doorbell {
+    pub bar: u8,
+    pub offset: u64,
+    pub event: Event,
+}
+
 /// A function's behaviour. Identity, BARs and capabilities are fixed for life. Called with this function's lock held.
 pub trait PciFunction: Send {
     fn identity(&self) -> PciIdentity;
@@ -52,6 +95,19 @@ pub trait PciFunction: Send {
     fn capabilities(&self) -> Vec<Capability> {
         Vec::new()
     }
+    /// Device-specific configuration bytes, from 0x40 on.
+    fn config_bytes(&self) -> Vec<ConfigByte> {
+        Vec::new()
+    }
+    fn doorbells(&self) -> Vec<Doorbell> {
+        Vec::new()
+    }
+    /// Answers a read of configuration space instead of the bytes stored there.
+    fn config_read(&mut self, _config: &[u8; CONFIG_BYTES], _offset: u8, _width: Width) -> Option<u64> {
+        None
+    }
+    /// Something from 0x40 on was written; `config` is what is stored now.
+    fn config_written(&mut self, _config: &[u8; CONFIG_BYTES], _offset: u8, _width: Width) {}
     fn bar_read(&mut self, bar: u8, at: Access) -> Result<u64, BusFault>;
     fn bar_write(&mut self, bar: u8, at: Access, value: u64) -> Result<Effect, BusFault>;
     /// Back to the state after power on. BARs and the command register are the caller's.

@@ -50,7 +50,7 @@ pub struct Need {
 
 /// `/`. Live: `home-headline`, `home-meters`, `home-guests`, `home-activity`.
 #[derive(Template)]
-#[template(path = "home.html", blocks = ["headline", "meters", "guest_rows", "activity", "task_ring"])]
+#[template(path = "home.html", blocks = ["headline", "meters", "guest_rows", "activity"])]
 pub struct HomePage {
     pub chrome: Chrome,
     pub needs: Vec<Need>,

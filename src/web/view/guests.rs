@@ -72,7 +72,7 @@ pub struct GuestLine {
 
 /// `/guests`. Live: `guest-count`, `guest-rows`.
 #[derive(Template)]
-#[template(path = "guests/list.html", blocks = ["count", "rows", "task_ring"])]
+#[template(path = "guests/list.html", blocks = ["count", "rows"])]
 pub struct GuestsPage {
     pub chrome: Chrome,
     /// `?q=`, as typed; `guests` is already filtered by it.
@@ -197,6 +197,22 @@ impl GuestHead {
     }
 }
 
+/// The header alone: what is live on the console, serial and hardware pages.
+#[derive(Template)]
+#[template(path = "guests/head.html")]
+pub struct GuestHeadPart<'a> {
+    pub chrome: &'a Chrome,
+    pub guest: &'a GuestHead,
+}
+
+impl<'a> GuestHeadPart<'a> {
+    fn as_head(&self) -> GuestHeadPart<'a> {
+        GuestHeadPart { chrome: self.chrome, guest: self.guest }
+    }
+}
+
+live!(GuestHeadPart<'_>: "guest-head" => as_head);
+
 /// One line of what a guest is made of: "Memory", "4 GiB".
 #[derive(Clone, Debug)]
 pub struct Fact {
@@ -210,7 +226,7 @@ pub struct Fact {
 #[derive(Clone, Debug)]
 pub struct DiskLine {
     pub id: String,
-    /// "disk 1".
+    /// "Disk 1".
     pub label: String,
     pub size: Bytes,
     /// What it takes on the host.
@@ -222,7 +238,7 @@ pub struct DiskLine {
 
 /// `/guests/{id}`. Live: `guest-head`, `guest-live`.
 #[derive(Template)]
-#[template(path = "guests/overview.html", blocks = ["head", "live", "task_ring"])]
+#[template(path = "guests/overview.html", blocks = ["live"])]
 pub struct GuestPage {
     pub chrome: Chrome,
     pub guest: GuestHead,
@@ -236,11 +252,17 @@ pub struct GuestPage {
     pub events: Vec<EventLine>,
 }
 
+impl GuestPage {
+    fn as_head(&self) -> GuestHeadPart<'_> {
+        GuestHeadPart { chrome: &self.chrome, guest: &self.guest }
+    }
+}
+
 live!(GuestPage: "guest-head" => as_head, "guest-live" => as_live);
 
 /// `/guests/{id}/console`: the screen. Live: `guest-head`.
 #[derive(Template)]
-#[template(path = "guests/console.html", blocks = ["head", "task_ring"])]
+#[template(path = "guests/console.html")]
 pub struct GuestConsolePage {
     pub chrome: Chrome,
     pub guest: GuestHead,
@@ -248,11 +270,9 @@ pub struct GuestConsolePage {
     pub scrollback: String,
 }
 
-live!(GuestConsolePage: "guest-head" => as_head);
-
 /// `/guests/{id}/serial`. Sent with the nonce in its Content-Security-Policy, always as a full load. Live: `guest-head`.
 #[derive(Template)]
-#[template(path = "guests/serial.html", blocks = ["head", "task_ring"])]
+#[template(path = "guests/serial.html")]
 pub struct GuestSerialPage {
     pub chrome: Chrome,
     pub guest: GuestHead,
@@ -261,11 +281,9 @@ pub struct GuestSerialPage {
     pub scrollback: String,
 }
 
-live!(GuestSerialPage: "guest-head" => as_head);
-
 /// `/guests/{id}/hardware`, and again with errors (422) after its POSTs. Live: `guest-head`.
 #[derive(Template)]
-#[template(path = "guests/hardware.html", blocks = ["head", "task_ring"])]
+#[template(path = "guests/hardware.html")]
 pub struct GuestHardwarePage {
     pub chrome: Chrome,
     pub guest: GuestHead,
@@ -278,11 +296,9 @@ pub struct GuestHardwarePage {
     pub cd: String,
 }
 
-live!(GuestHardwarePage: "guest-head" => as_head);
-
 /// `/guests/{id}/log`: what the engine and the firmware's debug console wrote. Live: `guest-head`, `guest-log`.
 #[derive(Template)]
-#[template(path = "guests/log.html", blocks = ["head", "log", "task_ring"])]
+#[template(path = "guests/log.html", blocks = ["log"])]
 pub struct GuestLogPage {
     pub chrome: Chrome,
     pub guest: GuestHead,
@@ -290,6 +306,12 @@ pub struct GuestLogPage {
     pub text: String,
     /// Bytes before `text` that this page leaves out.
     pub left_out: Bytes,
+}
+
+impl GuestLogPage {
+    fn as_head(&self) -> GuestHeadPart<'_> {
+        GuestHeadPart { chrome: &self.chrome, guest: &self.guest }
+    }
 }
 
 live!(GuestLogPage: "guest-head" => as_head, "guest-log" => as_log);

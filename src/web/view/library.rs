@@ -49,7 +49,7 @@ pub struct ImageLine {
 
 /// `/images`, and again with errors (422) after its POSTs. Live: `image-rows`.
 #[derive(Template)]
-#[template(path = "images.html", blocks = ["rows", "task_ring"])]
+#[template(path = "images.html", blocks = ["rows"])]
 pub struct ImagesPage {
     pub chrome: Chrome,
     pub images: Vec<ImageLine>,
@@ -135,7 +135,7 @@ pub struct TaskLine {
 
 /// `/tasks`. Live: `task-rows`.
 #[derive(Template)]
-#[template(path = "tasks/list.html", blocks = ["rows", "task_ring"])]
+#[template(path = "tasks/list.html", blocks = ["rows"])]
 pub struct TasksPage {
     pub chrome: Chrome,
     pub tasks: Vec<TaskLine>,
@@ -152,7 +152,7 @@ pub struct LogLine {
 
 /// `/tasks/{id}`. Live: `task-live`.
 #[derive(Template)]
-#[template(path = "tasks/task.html", blocks = ["live", "task_ring"])]
+#[template(path = "tasks/task.html", blocks = ["live"])]
 pub struct TaskPage {
     pub chrome: Chrome,
     pub task: TaskLine,

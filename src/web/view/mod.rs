@@ -165,12 +165,19 @@ pub(crate) fn partial(id: &str, block: &impl Template) -> askama::Result<String>
     Ok(format!("<hx-partial hx-target=\"#{id}\" hx-swap=\"outerMorph\">{}</hx-partial>\n", block.render()?.trim()))
 }
 
+/// The ring of running tasks in the top bar.
+#[derive(Template)]
+#[template(path = "task_ring.html")]
+struct TaskRing<'a> {
+    chrome: &'a Chrome,
+}
+
 /// Implements [`Live`]: `live!(Page: "id" => as_block, …)`. Every live page also sends the ring of running tasks.
 macro_rules! live {
     ($page:ty: $($id:literal => $block:ident),+) => {
         impl Live for $page {
             fn fragments(&self) -> askama::Result<String> {
-                let parts = [$(partial($id, &self.$block())?,)+ partial("task-ring", &self.as_task_ring())?];
+                let parts = [$(partial($id, &self.$block())?,)+ partial("task-ring", &TaskRing { chrome: &self.chrome })?];
                 Ok(parts.concat())
             }
         }

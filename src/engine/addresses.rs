@@ -1,0 +1,95 @@
+//! Which addresses a guest uses, learnt from what it sends: ARP and IPv6 neighbour discovery. Works on every network.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+/// Kept; the oldest goes first.
+const ADDRESSES_MAX: usize = 8;
+/// Ethernet header and as much of ARP or IPv6 as is looked at.
+const LOOK_BYTES: usize = 14 + 40;
+const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
+const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
+const NEXT_HEADER_ICMPV6: u8 = 58;
+
+/// Told the whole list when it changes.
+pub type AddressSink = Arc<dyn Fn(Vec<String>) + Send + Sync>;
+
+pub struct AddressWatch {
+    known: Vec<String>,
+    sink: AddressSink,
+}
+
+impl AddressWatch {
+    pub fn new(sink: AddressSink) -> AddressWatch {
+        AddressWatch { known: Vec::new(), sink }
+    }
+
+    /// Looks at one frame that the guest sends. `read` copies its beginning; false when it is shorter.
+    pub fn see(&mut self, read: impl FnOnce(&mut [u8]) -> bool) {
+        let mut frame = [0; LOOK_BYTES];
+        read(&mut frame);
+        let Some(address) = address_of(&frame) else { return };
+        if self.known.contains(&address) {
+            return;
+        }
+        if self.known.len() == ADDRESSES_MAX {
+            self.known.remove(0);
+        }
+        self.known.push(address);
+        (self.sink)(self.known.clone());
+    }
+}
+
+/// The sender's own address in an ARP packet (RFC 826) or an ICMPv6 packet with a global source; others say nothing certain.
+fn address_of(frame: &[u8; LOOK_BYTES]) -> Option<String> {
+    let ethertype = [frame[12], frame[13]];
+    if ethertype == ETHERTYPE_ARP {
+        let sender: [u8; 4] = frame.get(28..32)?.try_into().ok()?;
+        let address = Ipv4Addr::from(sender);
+        let known = frame.get(14..20)? == [0, 1, 8, 0, 6, 4];
+        return (known && !address.is_unspecified() && !address.is_link_local()).then(|| address.to_string());
+    }
+    if ethertype == ETHERTYPE_IPV6 && frame[20] == NEXT_HEADER_ICMPV6 {
+        let source: [u8; 16] = frame.get(22..38)?.try_into().ok()?;
+        let address = Ipv6Addr::from(source);
+        let global = !address.is_unspecified() && !address.is_unicast_link_local() && !address.is_multicast();
+        return global.then(|| address.to_string());
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    fn arp(sender: [u8; 4]) -> Vec<u8> {
+        let mut frame = vec![0xff; 12];
+        frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 2, 2, 2, 2, 2]);
+        frame.extend(sender);
+        frame.extend([0; 22]);
+        frame
+    }
+
+    #[test]
+    fn arp_and_neighbour_discovery_tell_addresses_once() {
+        let seen: Arc<Mutex<Vec<Vec<String>>>> = Arc::default();
+        let sink = Arc::clone(&seen);
+        let mut watch = AddressWatch::new(Arc::new(move |list| sink.lock().unwrap().push(list)));
+        let mut v6 = vec![0; 12];
+        v6.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, 58, 255]);
+        v6.extend(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 7).octets());
+        v6.extend([0; 16]);
+        for frame in [arp([0, 0, 0, 0]), arp([10, 0, 0, 9]), arp([10, 0, 0, 9]), v6, vec![0; 20]] {
+            watch.see(|into| {
+                let length = into.len().min(frame.len());
+                into[..length].copy_from_slice(&frame[..length]);
+                frame.len() >= into.len()
+            });
+        }
+        assert_eq!(*seen.lock().unwrap(), [vec!["10.0.0.9".to_owned()], vec!["10.0.0.9".into(), "fd00::7".into()]]);
+    }
+}

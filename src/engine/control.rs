@@ -1,0 +1,179 @@
+//! The engine's side of the control socket: JSON lines in, replies and events out (`wire.rs`).
+//!
+//! Connections only carry messages. What they ask for is done by the machine's thread, which gets it through one channel.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::{
+        fd::OwnedFd,
+        unix::net::{UnixListener, UnixStream},
+    },
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel},
+    },
+    time::Duration,
+};
+
+use super::vcpu::VcpuEvent;
+use crate::wire::{EngineAction, EngineMessage, EngineRequest, Hello, MESSAGE_BYTES_MAX, receive_bytes};
+
+const CONNECTIONS_MAX: usize = 16;
+/// Messages that wait for a slow reader; one more and it is cut off. It can connect again and sees the state of then.
+const WAITING_MAX: usize = 64;
+const STACK_BYTES: usize = 128 << 10;
+const STALLED: Duration = Duration::from_secs(10);
+
+/// What the machine's thread hears of.
+pub enum Order {
+    Request {
+        action: EngineAction,
+        file: Option<File>,
+        answer: Answer,
+    },
+    Vcpu(VcpuEvent),
+    HostFault(String),
+    Addresses(Vec<String>),
+    /// SIGTERM: somebody wants this host quiet.
+    Terminate,
+}
+
+/// Where the reply to one request goes.
+pub struct Answer {
+    id: u64,
+    to: SyncSender<Vec<u8>>,
+}
+
+impl Answer {
+    pub fn done(self) {
+        self.send(None, Vec::new());
+    }
+    pub fn refused(self, why: impl Into<String>) {
+        self.send(Some(why.into()), Vec::new());
+    }
+    pub fn with(self, payload: Vec<u8>) {
+        self.send(None, payload);
+    }
+    fn send(self, error: Option<String>, payload: Vec<u8>) {
+        let reply = EngineMessage::Reply { id: self.id, error, payload_bytes: payload.len() as u64 };
+        let mut bytes = line(&reply);
+        bytes.extend(payload);
+        let _ = self.to.try_send(bytes);
+    }
+}
+
+/// Everyone who listens, and what a newcomer is told first.
+#[derive(Clone)]
+pub struct Announcer(Arc<Mutex<Audience>>);
+
+struct Audience {
+    hello: Hello,
+    listeners: Vec<SyncSender<Vec<u8>>>,
+}
+
+impl Announcer {
+    pub fn new(hello: Hello) -> Announcer {
+        Announcer(Arc::new(Mutex::new(Audience { hello, listeners: Vec::new() })))
+    }
+
+    /// Changes what newcomers are told and tells everyone else.
+    pub fn say(&self, change: impl FnOnce(&mut Hello), message: &EngineMessage) {
+        let mut audience = self.lock();
+        change(&mut audience.hello);
+        let bytes = line(message);
+        audience.listeners.retain(|to| {
+            !matches!(to.try_send(bytes.clone()), Err(TrySendError::Full(_) | TrySendError::Disconnected(_)))
+        });
+    }
+
+    fn join(&self, to: SyncSender<Vec<u8>>) {
+        let mut audience = self.lock();
+        let hello = line(&EngineMessage::Hello(audience.hello.clone()));
+        if to.try_send(hello).is_ok() {
+            audience.listeners.push(to);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Audience> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn line(message: &EngineMessage) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec(message).expect("our messages are plain data");
+    bytes.push(b'\n');
+    bytes
+}
+
+/// The channel of the machine's thread.
+pub fn orders() -> (Sender<Order>, Receiver<Order>) {
+    channel()
+}
+
+/// Serves the control socket until the process ends.
+pub fn serve(listener: UnixListener, orders: Sender<Order>, announcer: Announcer) -> io::Result<()> {
+    let count = Arc::new(AtomicUsize::new(0));
+    spawn("control", move || {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else { continue };
+            if count.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS_MAX {
+                count.fetch_sub(1, Ordering::AcqRel);
+                continue;
+            }
+            let (orders, announcer, leaving) = (orders.clone(), announcer.clone(), Arc::clone(&count));
+            let spawned = spawn("control-in", move || {
+                // Whatever is wrong with a connection ends it; the guest does not notice.
+                let _ = connection(&stream, &orders, &announcer);
+                let _ = stream.shutdown(std::net::Shutdown::Both);
+                leaving.fetch_sub(1, Ordering::AcqRel);
+            });
+            if spawned.is_err() {
+                count.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+    })
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new().name(name.into()).stack_size(STACK_BYTES).spawn(work).map(drop)
+}
+
+/// Reads requests; a second thread writes what is sent back.
+fn connection(stream: &UnixStream, orders: &Sender<Order>, announcer: &Announcer) -> io::Result<()> {
+    stream.set_write_timeout(Some(STALLED))?;
+    let (to, from) = sync_channel::<Vec<u8>>(WAITING_MAX);
+    let mut writer = stream.try_clone()?;
+    spawn("control-out", move || {
+        while let Ok(bytes) = from.recv() {
+            if writer.write_all(&bytes).is_err() {
+                break;
+            }
+        }
+        let _ = writer.shutdown(std::net::Shutdown::Both);
+    })?;
+    announcer.join(to.clone());
+    let mut pending = Vec::new();
+    let mut files: Vec<OwnedFd> = Vec::new();
+    let mut bytes = vec![0; 8 << 10];
+    loop {
+        let (count, descriptors) = receive_bytes(stream, &mut bytes)?;
+        if count == 0 {
+            return Ok(());
+        }
+        files.extend(descriptors);
+        pending.extend_from_slice(bytes.get(..count).unwrap_or_default());
+        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+            let request: EngineRequest = serde_json::from_slice(pending.get(..end).unwrap_or_default())?;
+            pending.drain(..=end);
+            let answer = Answer { id: request.id, to: to.clone() };
+            let file = files.pop().map(File::from);
+            files.clear();
+            orders.send(Order::Request { action: request.action, file, answer }).map_err(io::Error::other)?;
+        }
+        if pending.len() > MESSAGE_BYTES_MAX {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The devices of the machine `pc-1`, made and wired once.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU16, Ordering},
+    },
+};
+
+use super::{
+    addresses::{AddressSink, AddressWatch},
+    ahci::{Ahci, AhciDisk, AhciIo, CdTray},
+    bus::{Bus, SharedDevice},
+    chipset::{HostBridge, IsaPins, Piix3, Piix4Pm, PirqRouter},
+    cmos::Cmos,
+    console::{ConsoleHub, SCROLLBACK_BYTES},
+    debugcon::DebugConsole,
+    disk::RawFile,
+    facts::{BootDevice, MachineFacts},
+    fault::HostFaults,
+    fwcfg::FwCfg,
+    i8042::I8042,
+    irq::{IrqLine, MsiSink},
+    layout::{self, slot},
+    log::GuestLog,
+    memory::GuestRam,
+    pci::{
+        DevFn,
+        root::{AddressPort, DataPort, PciRoot, Placement},
+    },
+    pm::{PM_BYTES, PmBlock},
+    reset::{ResetControl, SystemControl},
+    screen::Screen,
+    timer::Clock,
+    uart::Uart,
+    vga::{self, SharedVga, Vga},
+    virtio::{
+        VirtioDevice,
+        block::Block,
+        input::{Tablet, TabletInput},
+        net::Net,
+        pci::VirtioPci,
+        rng::Rng,
+        worker::Worker,
+    },
+    vm::Vm,
+};
+use crate::spec::{DiskBus, GuestSpec};
+
+/// The port of the CD drive on the HBA.
+pub const CD_PORT: u8 = 5;
+
+/// What devices are made of, beside the specification.
+pub struct DeviceFiles {
+    pub disks: Vec<File>,
+    pub cd: Option<File>,
+    pub network: Option<OwnedFd>,
+    pub vga_rom: Option<Vec<u8>>,
+}
+
+/// Whom devices tell.
+#[derive(Clone)]
+pub struct Listeners {
+    pub host_fault: Arc<dyn Fn(String) + Send + Sync>,
+    pub addresses: AddressSink,
+}
+
+/// Everything on the buses.
+pub struct Devices {
+    pub pio: Arc<Bus>,
+    pub mmio: Arc<Bus>,
+    pub pci: Arc<Mutex<PciRoot>>,
+    pub hub: Arc<ConsoleHub>,
+    pub uart: Arc<Mutex<Uart>>,
+    pub i8042: I8042,
+    pub pm: PmBlock,
+    pub vga: SharedVga,
+    pub screen: Arc<Screen>,
+    pub tray: CdTray,
+    pub tablet: TabletInput,
+    cmos: Cmos,
+    fw_cfg: Arc<Mutex<FwCfg>>,
+    system_control: Arc<Mutex<SystemControl>>,
+    reset_control: Arc<Mutex<ResetControl>>,
+    debug_console: Arc<Mutex<DebugConsole>>,
+    faults: HostFaults,
+    ahci: AhciIo,
+    workers: Vec<Worker>,
+}
+
+impl Devices {
+    /// Makes and wires all devices. Threads exist, parked, when this returns; no vCPU runs yet.
+    pub fn new(
+        vm: &Arc<Vm>,
+        ram: &GuestRam,
+        spec: &GuestSpec,
+        facts: &MachineFacts,
+        files: DeviceFiles,
+        listeners: &Listeners,
+        log: &GuestLog,
+    ) -> io::Result<Devices> {
+        let (pio, mmio) = (Arc::new(Bus::default()), Arc::new(Bus::default()));
+        let isa = {
+            let vm = Arc::clone(vm);
+            IsaPins::new(move |number| vm.irq_line(number))
+        };
+        let pm = PmBlock::new(isa.join(layout::IRQ_SCI), Clock::monotonic())?;
+        let pm_base = Arc::new(AtomicU16::new(layout::PM_BASE));
+        let router = PirqRouter::new();
+        let placement = Arc::clone(vm) as Arc<dyn Placement>;
+        let mut root = PciRoot::new(Arc::clone(&pio), Arc::clone(&mmio), placement, Arc::clone(vm) as Arc<dyn MsiSink>);
+        add_chipset(&mut root, &router, &isa, &pm, &pm_base, &pio);
+
+        let vga = Vga::new()?;
+        vm.set_video_ram(&vga.lock().unwrap_or_else(PoisonError::into_inner).vram());
+        root.add(DevFn::new(slot::VGA, 0), IrqLine::unconnected(), 0, |_| vga::pci_function(&vga));
+        let dirty = Arc::clone(vm);
+        let screen = Screen::new(Arc::clone(&vga), Box::new(move || dirty.take_dirty_video()));
+
+        let faults = HostFaults::new({
+            let report = Arc::clone(&listeners.host_fault);
+            move |reason| report(reason)
+        });
+        let tray = CdTray::new();
+        if let Some(medium) = files.cd {
+            tray.insert(RawFile::new(medium, true)?);
+        }
+        let mut functions = Functions { root: &mut root, router: &router, ram, workers: Vec::new() };
+        let ahci = functions.add_storage(spec, files.disks, &tray, &faults, listeners)?;
+        if let (Some(network), Some(fd)) = (&spec.network, files.network) {
+            let watch = AddressWatch::new(Arc::clone(&listeners.addresses));
+            functions.add_virtio(slot::NETWORK, Net::new(fd, network.backend, network.mac, watch)?)?;
+        }
+        functions.add_virtio(slot::RNG, Rng::new()?)?;
+        let tablet = Tablet::new()?;
+        let tablet_input = tablet.input();
+        functions.add_virtio(slot::TABLET, tablet)?;
+        let workers = functions.workers;
+
+        let hub = ConsoleHub::new(SCROLLBACK_BYTES);
+        let sink = Arc::clone(&hub);
+        let debug_log = log.clone();
+        let mut fw_cfg = FwCfg::for_machine(ram.clone(), facts.clone(), move || pm_base.load(Ordering::Acquire));
+        if let Some(rom) = files.vga_rom {
+            fw_cfg.add_file("vgaroms/vgabios-stdvga.bin", rom);
+        }
+        let devices = Devices {
+            uart: Arc::new(Mutex::new(Uart::new(isa.join(layout::IRQ_COM1), sink))),
+            i8042: I8042::new(isa.join(layout::IRQ_KEYBOARD), isa.join(layout::IRQ_MOUSE)),
+            cmos: Cmos::new(facts, Clock::wall(), isa.join(layout::IRQ_RTC))?,
+            fw_cfg: Arc::new(Mutex::new(fw_cfg)),
+            system_control: Arc::new(Mutex::new(SystemControl::new())),
+            reset_control: Arc::new(Mutex::new(ResetControl::new())),
+            debug_console: Arc::new(Mutex::new(DebugConsole::new(move |line| debug_log.say(line)))),
+            pci: Arc::new(Mutex::new(root)),
+            tablet: tablet_input,
+            pio,
+            mmio,
+            hub,
+            pm,
+            vga,
+            screen,
+            tray,
+            faults,
+            ahci,
+            workers,
+        };
+        devices.map_fixed();
+        Ok(devices)
+    }
+
+    /// Puts the devices with fixed addresses on the buses.
+    fn map_fixed(&self) {
+        let ports: [(std::ops::Range<u64>, SharedDevice); 12] = [
+            (layout::I8042, self.i8042.data_port()),
+            (layout::I8042_COMMAND, self.i8042.command_port()),
+            (layout::CMOS, self.cmos.ports()),
+            (layout::PORT_92, Arc::clone(&self.system_control) as SharedDevice),
+            (layout::COM1, Arc::clone(&self.uart) as SharedDevice),
+            (layout::DEBUG_CONSOLE, Arc::clone(&self.debug_console) as SharedDevice),
+            (layout::FW_CFG, Arc::clone(&self.fw_cfg) as SharedDevice),
+            (layout::PCI_CONFIG.start..layout::PCI_CONFIG.start + 1, shared(AddressPort(Arc::clone(&self.pci)))),
+            (layout::RESET_CONTROL..layout::RESET_CONTROL + 1, Arc::clone(&self.reset_control) as SharedDevice),
+            (layout::PCI_CONFIG.start + 4..layout::PCI_CONFIG.end, shared(DataPort(Arc::clone(&self.pci)))),
+            (layout::GPE0, self.pm.gpe0()),
+            vga::window(&self.vga),
+        ];
+        let [fixed @ .., window] = ports;
+        for (at, device) in fixed.into_iter().chain(vga::ports(&self.vga)) {
+            self.pio.map(at, device).expect("fixed ports do not overlap");
+        }
+        self.mmio.map(window.0, window.1).expect("nothing else is there yet");
+    }
+
+    /// Everything back to the state after power on. Every vCPU is parked.
+    pub fn reset(&self) {
+        self.faults.abandon();
+        self.pci.lock().unwrap_or_else(PoisonError::into_inner).reset();
+        lock(&self.uart).reset();
+        self.i8042.reset();
+        self.cmos.reset();
+        self.pm.reset();
+        lock(&self.fw_cfg).reset();
+        lock(&self.system_control).reset();
+        lock(&self.reset_control).reset();
+        lock(&self.debug_console).reset();
+        lock(&self.vga).reset();
+        self.screen.redraw();
+        self.hub.mark_reset();
+    }
+
+    /// Returns when no I/O is in flight. Every vCPU is parked.
+    pub fn hold(&self) {
+        for worker in &self.workers {
+            worker.hold();
+        }
+        self.ahci.quiesce();
+    }
+
+    /// I/O goes on; requests that met a host fault are tried again.
+    pub fn release(&self) {
+        self.ahci.resume();
+        self.faults.resume();
+        for worker in &self.workers {
+            worker.release();
+        }
+    }
+
+    /// The end: nothing waits any more.
+    pub fn close(&self) {
+        self.faults.abandon();
+        self.hub.close();
+        self.screen.close();
+    }
+}
+
+fn shared<D: super::bus::BusDevice + 'static>(device: D) -> SharedDevice {
+    Arc::new(Mutex::new(device))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn add_chipset(
+    root: &mut PciRoot,
+    router: &PirqRouter,
+    isa: &IsaPins,
+    pm: &PmBlock,
+    pm_base: &Arc<AtomicU16>,
+    pio: &Arc<Bus>,
+) {
+    root.add(DevFn::new(slot::HOST_BRIDGE, 0), IrqLine::unconnected(), 0, |_| HostBridge);
+    let piix3 = Piix3 { router: router.clone(), isa: isa.clone() };
+    root.add(DevFn::new(slot::PIIX, 0), IrqLine::unconnected(), 0, |_| piix3);
+    let (registers, pio, base) = (pm.registers(), Arc::clone(pio), Arc::clone(pm_base));
+    let mut mapped = None;
+    let place = move |at: Option<u16>| {
+        if let Some(old) = mapped.take() {
+            pio.unmap(u64::from(old));
+        }
+        // A base over another device's ports leaves the block unmapped, as with any BAR.
+        if let Some(new) = at
+            && pio.map(u64::from(new)..u64::from(new) + PM_BYTES, Arc::clone(&registers)).is_ok()
+        {
+            mapped = Some(new);
+            base.store(new, Ordering::Release);
+        }
+    };
+    root.add(DevFn::new(slot::PIIX, 3), IrqLine::unconnected(), 0, |_| Piix4Pm::new(place));
+}
+
+/// Adds functions to the root and remembers their workers.
+struct Functions<'a> {
+    root: &'a mut PciRoot,
+    router: &'a PirqRouter,
+    ram: &'a GuestRam,
+    workers: Vec<Worker>,
+}
+
+impl Functions<'_> {
+    fn add_virtio<D: VirtioDevice + 'static>(&mut self, slot: u8, device: D) -> io::Result<()> {
+        self.workers.push(device.worker().clone());
+        let vectors = VirtioPci::vectors(&device);
+        let irq = self.router.join(layout::pirq(slot, 1));
+        let ram = self.ram.clone();
+        self.root.try_add(DevFn::new(slot, 0), irq, vectors, |wiring| VirtioPci::new(device, ram, &wiring))?;
+        Ok(())
+    }
+
+    fn add_storage(
+        &mut self,
+        spec: &GuestSpec,
+        files: Vec<File>,
+        tray: &CdTray,
+        faults: &HostFaults,
+        listeners: &Listeners,
+    ) -> io::Result<AhciIo> {
+        let mut ahci_disks = Vec::new();
+        let mut next_slot = slot::DISK;
+        for (disk, file) in spec.disks.iter().zip(files) {
+            let backend = RawFile::new(file, disk.read_only)?;
+            let serial = disk.id.to_string();
+            match disk.bus {
+                DiskBus::Ahci => ahci_disks.push(AhciDisk { serial, backend }),
+                DiskBus::Virtio => {
+                    let report = Arc::clone(&listeners.host_fault);
+                    self.add_virtio(next_slot, Block::new(backend, &serial, report)?)?;
+                    next_slot += 1;
+                }
+            }
+        }
+        let irq = self.router.join(layout::pirq(slot::AHCI, 1));
+        let (ram, tray) = (self.ram.clone(), tray.clone());
+        let ahci = self.root.try_add(DevFn::new(slot::AHCI, 0), irq, 0, |wiring| {
+            Ahci::new(ram, wiring.irq, ahci_disks, tray, faults)
+        })?;
+        let io = ahci.lock().unwrap_or_else(PoisonError::into_inner).io();
+        Ok(io)
+    }
+}
+
+/// First to last: the disks as the specification orders them, then the CD.
+pub fn boot_order(spec: &GuestSpec) -> Vec<BootDevice> {
+    let (mut slot, mut port) = (slot::DISK, 0);
+    let mut order = Vec::new();
+    for disk in &spec.disks {
+        order.push(match disk.bus {
+            DiskBus::Virtio => BootDevice::VirtioDisk { slot },
+            DiskBus::Ahci => BootDevice::AhciDisk { port },
+        });
+        match disk.bus {
+            DiskBus::Virtio => slot += 1,
+            DiskBus::Ahci => port += 1,
+        }
+    }
+    order.push(BootDevice::AhciCd { port: CD_PORT });
+    order
+}

@@ -1,0 +1,440 @@
+//! fw_cfg: how firmware asks the machine what it is (QEMU's interface: selector, data port, DMA).
+//!
+//! All items are read-only. DMA is carried out inside the write that starts it, so an item never moves while it is read.
+
+use std::{collections::BTreeMap, fmt::Write, mem, sync::Arc};
+
+use super::{
+    acpi::{self, AcpiTables},
+    bus::{Access, BusDevice, BusFault, Effect, Width},
+    facts::{BootDevice, MachineFacts},
+    layout,
+    memory::{Gpa, GuestRam, RamSpan},
+    smbios::Smbios,
+};
+
+/// Numbered items.
+pub mod key {
+    pub const SIGNATURE: u16 = 0x00;
+    pub const FEATURES: u16 = 0x01;
+    pub const UUID: u16 = 0x02;
+    pub const RAM_BYTES: u16 = 0x03;
+    pub const NO_GRAPHIC: u16 = 0x04;
+    pub const CPUS: u16 = 0x05;
+    pub const NUMA: u16 = 0x0d;
+    pub const BOOT_MENU: u16 = 0x0e;
+    pub const CPUS_MAX: u16 = 0x0f;
+    pub const DIRECTORY: u16 = 0x19;
+    pub const FIRST_FILE: u16 = 0x20;
+    pub const IRQ0_OVERRIDE: u16 = 0x8002;
+}
+
+/// The firmware's menu of boot devices lasts this long.
+const BOOT_MENU_WAIT_MS: u32 = 1_000;
+/// After a failed boot SeaBIOS tries again, so that a CD can be put in.
+const BOOT_FAIL_WAIT_MS: u32 = 10_000;
+
+const FEATURE_TRADITIONAL: u32 = 1 << 0;
+const FEATURE_DMA: u32 = 1 << 1;
+const FILE_NAME_BYTES: usize = 56;
+/// One DMA command moves at most this much; our files are far smaller.
+const DMA_BYTES_MAX: u32 = 64 << 20;
+
+/// Offsets inside `layout::FW_CFG`.
+mod port {
+    pub(super) const SELECTOR: u64 = 0;
+    pub(super) const DATA: u64 = 1;
+    pub(super) const DMA_HIGH: u64 = 4;
+    pub(super) const DMA_LOW: u64 = 8;
+}
+
+/// The control word of a DMA command.
+mod dma {
+    pub(super) const ERROR: u32 = 1 << 0;
+    pub(super) const READ: u32 = 1 << 1;
+    pub(super) const SKIP: u32 = 1 << 2;
+    pub(super) const SELECT: u32 = 1 << 3;
+    pub(super) const WRITE: u32 = 1 << 4;
+    /// Read from the DMA ports: "QEMU CFG", big-endian.
+    pub(super) const SIGNATURE: u64 = 0x5145_4d55_2043_4647;
+}
+
+type Bytes = Arc<[u8]>;
+/// Files whose bytes replace those of the same name and size.
+pub type Replacement = Vec<(&'static str, Vec<u8>)>;
+type BeforeAcpi = Box<dyn FnMut() -> Replacement + Send>;
+
+/// The device on the ports `layout::FW_CFG`.
+pub struct FwCfg {
+    ram: GuestRam,
+    items: BTreeMap<u16, Bytes>,
+    names: Vec<(String, u16)>,
+    before_acpi: Option<BeforeAcpi>,
+    /// Since the last reset the guest has not yet looked at the ACPI files.
+    acpi_fresh: bool,
+    current: Bytes,
+    offset: usize,
+    dma_address: u64,
+}
+
+impl FwCfg {
+    /// An empty store: signature, features and directory only.
+    pub fn new(ram: GuestRam) -> FwCfg {
+        let mut fw_cfg = FwCfg {
+            ram,
+            items: BTreeMap::new(),
+            names: Vec::new(),
+            before_acpi: None,
+            acpi_fresh: true,
+            current: Arc::from([]),
+            offset: 0,
+            dma_address: 0,
+        };
+        fw_cfg.add_key(key::SIGNATURE, b"QEMU");
+        fw_cfg.add_key(key::FEATURES, &(FEATURE_TRADITIONAL | FEATURE_DMA).to_le_bytes());
+        fw_cfg
+    }
+
+    /// Everything that SeaBIOS and OVMF ask of a machine. `pm_base` says where the firmware has put the PM block; it is called
+    /// when the guest first selects an ACPI file, with this device's lock held.
+    pub fn for_machine(ram: GuestRam, facts: MachineFacts, mut pm_base: impl FnMut() -> u16 + Send + 'static) -> FwCfg {
+        let mut fw_cfg = FwCfg::new(ram);
+        let cpus = facts.cpus.min(u32::from(u16::MAX)) as u16;
+        fw_cfg.add_key(key::UUID, &facts.uuid);
+        fw_cfg.add_key(key::RAM_BYTES, &facts.memory_bytes.to_le_bytes());
+        fw_cfg.add_key(key::NO_GRAPHIC, &0u16.to_le_bytes());
+        fw_cfg.add_key(key::CPUS, &cpus.to_le_bytes());
+        fw_cfg.add_key(key::CPUS_MAX, &cpus.to_le_bytes());
+        fw_cfg.add_key(key::NUMA, &0u64.to_le_bytes());
+        fw_cfg.add_key(key::BOOT_MENU, &1u16.to_le_bytes());
+        fw_cfg.add_key(key::IRQ0_OVERRIDE, &1u32.to_le_bytes());
+        fw_cfg.add_file("etc/e820", e820(&facts));
+        fw_cfg.add_file("bootorder", boot_order(&facts.boot_order));
+        fw_cfg.add_file("etc/boot-menu-wait", BOOT_MENU_WAIT_MS.to_le_bytes().to_vec());
+        fw_cfg.add_file("etc/boot-fail-wait", BOOT_FAIL_WAIT_MS.to_le_bytes().to_vec());
+        // S3 and S4 are not offered; S5 is type 0.
+        fw_cfg.add_file("etc/system-states", vec![128, 0, 0, 1, 2, 128]);
+        for (name, bytes) in Smbios::build(&facts).files() {
+            fw_cfg.add_file(name, bytes);
+        }
+        for (name, bytes) in AcpiTables::build(&facts).files() {
+            fw_cfg.add_file(name, bytes);
+        }
+        fw_cfg.before_acpi(move || AcpiTables::build(&MachineFacts { pm_base: pm_base(), ..facts.clone() }).files());
+        fw_cfg
+    }
+
+    /// Adds a numbered item.
+    pub fn add_key(&mut self, key: u16, bytes: &[u8]) {
+        let before = self.items.insert(key, Arc::from(bytes));
+        assert!(before.is_none() && key != key::DIRECTORY, "fw_cfg item {key:#x} is there already");
+    }
+
+    /// Adds a file. Names are ours, shorter than 56 bytes and different.
+    pub fn add_file(&mut self, name: &str, bytes: Vec<u8>) {
+        assert!(name.len() < FILE_NAME_BYTES, "fw_cfg file name {name} is too long");
+        assert!(self.names.iter().all(|(other, _)| other != name), "fw_cfg file {name} is there already");
+        let key = key::FIRST_FILE + u16::try_from(self.names.len()).expect("a few dozen files");
+        self.add_key(key, &bytes);
+        self.names.push((name.to_owned(), key));
+    }
+
+    /// `patch` is called when the guest first selects an ACPI file after a reset, and gives files of unchanged size. It runs
+    /// with this device's lock held, so it must not come back here.
+    pub fn before_acpi(&mut self, patch: impl FnMut() -> Replacement + Send + 'static) {
+        self.before_acpi = Some(Box::new(patch));
+    }
+
+    /// Back to the state after power on.
+    pub fn reset(&mut self) {
+        self.acpi_fresh = true;
+        self.current = Arc::from([]);
+        self.offset = 0;
+        self.dma_address = 0;
+    }
+
+    fn select(&mut self, key: u16) {
+        if self.acpi_fresh && self.is_acpi(key) {
+            self.acpi_fresh = false;
+            self.patch_acpi();
+        }
+        self.offset = 0;
+        self.current = if key == key::DIRECTORY {
+            self.directory().into()
+        } else {
+            self.items.get(&key).cloned().unwrap_or_else(|| Arc::from([]))
+        };
+    }
+
+    fn is_acpi(&self, key: u16) -> bool {
+        const FILES: [&str; 3] = [acpi::TABLES_FILE, acpi::RSDP_FILE, acpi::LOADER_FILE];
+        self.names.iter().any(|(name, at)| *at == key && FILES.contains(&name.as_str()))
+    }
+
+    fn patch_acpi(&mut self) {
+        let Some(mut patch) = self.before_acpi.take() else { return };
+        for (name, bytes) in patch() {
+            let Some((_, key)) = self.names.iter().find(|(other, _)| other == name) else { continue };
+            let item = self.items.get_mut(key).expect("every name has an item");
+            assert!(item.len() == bytes.len(), "the guest has read the size of {name} already");
+            *item = bytes.into();
+        }
+        self.before_acpi = Some(patch);
+    }
+
+    /// Count, then size, key and name of each file, big-endian.
+    fn directory(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(4 + 64 * self.names.len());
+        out.extend((self.names.len() as u32).to_be_bytes());
+        for (name, key) in &self.names {
+            let size = self.items.get(key).map_or(0, |item| item.len());
+            out.extend((size as u32).to_be_bytes());
+            out.extend(key.to_be_bytes());
+            out.extend([0, 0]);
+            let mut field = [0; FILE_NAME_BYTES];
+            field[..name.len()].copy_from_slice(name.as_bytes());
+            out.extend(field);
+        }
+        out
+    }
+
+    /// The next byte; zero behind the end.
+    fn next_byte(&mut self) -> u8 {
+        let byte = self.current.get(self.offset).copied().unwrap_or(0);
+        self.offset = self.offset.saturating_add(1);
+        byte
+    }
+
+    /// Carries out the command at `at` and writes its result there. A command outside RAM has no place for a result.
+    fn run_dma(&mut self, at: Gpa) {
+        let mut command = [0; 16];
+        if self.ram.read(at, &mut command).is_err() {
+            return;
+        }
+        let word = |at: usize| u32::from_be_bytes([command[at], command[at + 1], command[at + 2], command[at + 3]]);
+        let (control, length) = (word(0), word(4));
+        let address = Gpa(u64::from(word(8)) << 32 | u64::from(word(12)));
+        let result = if self.transfer(control, length, address) { 0 } else { dma::ERROR };
+        // The command was read from this place, and RAM does not go away.
+        let _ = self.ram.write(at, &result.to_be_bytes());
+    }
+
+    /// One DMA command. False when it cannot be done.
+    fn transfer(&mut self, control: u32, length: u32, address: Gpa) -> bool {
+        if control & dma::SELECT != 0 {
+            self.select((control >> 16) as u16);
+        }
+        if control & dma::READ != 0 {
+            if length > DMA_BYTES_MAX || !self.ram.contains(RamSpan { at: address, bytes: length }) {
+                return length == 0;
+            }
+            let from = self.offset.min(self.current.len());
+            let there = &self.current[from..];
+            let there = &there[..there.len().min(length as usize)];
+            let zeros = vec![0; length as usize - there.len()];
+            let behind = Gpa(address.0 + there.len() as u64);
+            let written = self.ram.write(address, there).and_then(|()| self.ram.write(behind, &zeros));
+            self.offset = self.offset.saturating_add(length as usize);
+            return written.is_ok();
+        }
+        if control & dma::WRITE != 0 {
+            return length == 0; // nothing is writable
+        }
+        if control & dma::SKIP != 0 {
+            self.offset = self.offset.saturating_add(length as usize);
+        }
+        true
+    }
+}
+
+impl BusDevice for FwCfg {
+    fn read(&mut self, at: Access) -> Result<u64, BusFault> {
+        match (at.offset, at.width) {
+            (port::DATA, Width::B1) => Ok(u64::from(self.next_byte())),
+            (port::DMA_HIGH, Width::B4) => Ok(u64::from(((dma::SIGNATURE >> 32) as u32).swap_bytes())),
+            (port::DMA_LOW, Width::B4) => Ok(u64::from((dma::SIGNATURE as u32).swap_bytes())),
+            (port::SELECTOR | port::DATA, _) => Err(BusFault::BadWidth),
+            _ => Err(BusFault::NoRegister),
+        }
+    }
+
+    fn write(&mut self, at: Access, value: u64) -> Result<Effect, BusFault> {
+        match (at.offset, at.width) {
+            (port::SELECTOR, Width::B2) => self.select(value as u16),
+            (port::DATA, Width::B1) => {} // the old way to write items, gone since QEMU 2.4
+            (port::DMA_HIGH, Width::B4) => self.dma_address = u64::from((value as u32).swap_bytes()) << 32,
+            (port::DMA_LOW, Width::B4) => {
+                let high = mem::take(&mut self.dma_address);
+                self.run_dma(Gpa(high | u64::from((value as u32).swap_bytes())));
+            }
+            (port::SELECTOR, _) => return Err(BusFault::BadWidth),
+            _ => return Err(BusFault::NoRegister),
+        }
+        Ok(Effect::None)
+    }
+}
+
+/// The address map: 20 bytes an entry.
+fn e820(facts: &MachineFacts) -> Vec<u8> {
+    let mut out = Vec::new();
+    for entry in facts.firmware_map() {
+        out.extend(entry.start.to_le_bytes());
+        out.extend(entry.bytes.to_le_bytes());
+        out.extend(if entry.usable { 1u32 } else { 2 }.to_le_bytes());
+    }
+    out
+}
+
+/// OpenFirmware paths, one a line, closed by a zero. OVMF wants the node names, SeaBIOS the addresses.
+fn boot_order(devices: &[BootDevice]) -> Vec<u8> {
+    let ahci = layout::slot::AHCI;
+    let mut out = String::new();
+    for device in devices {
+        let written = match device {
+            BootDevice::VirtioDisk { slot } => writeln!(out, "/pci@i0cf8/scsi@{slot:x}/disk@0,0"),
+            BootDevice::AhciDisk { port } | BootDevice::AhciCd { port } => {
+                writeln!(out, "/pci@i0cf8/pci8086,2922@{ahci:x}/drive@{port:x}/disk@0")
+            }
+            BootDevice::Network { slot } => writeln!(out, "/pci@i0cf8/ethernet@{slot:x}/ethernet-phy@0"),
+        };
+        written.expect("a string takes everything");
+    }
+    out.truncate(out.trim_end().len());
+    out.push('\0');
+    out.into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU16, Ordering};
+
+    use super::*;
+    use crate::engine::facts::tests::sample;
+
+    /// Drives the ports as firmware does.
+    struct Rig {
+        fw_cfg: FwCfg,
+        ram: GuestRam,
+        pm_base: Arc<AtomicU16>,
+    }
+
+    fn rig() -> Rig {
+        let ram = GuestRam::new(16 << 20).unwrap();
+        let pm_base = Arc::new(AtomicU16::new(0x600));
+        let asked = Arc::clone(&pm_base);
+        let fw_cfg = FwCfg::for_machine(ram.clone(), sample(), move || asked.load(Ordering::SeqCst));
+        Rig { fw_cfg, ram, pm_base }
+    }
+
+    const COMMAND_AT: u64 = 0x7000;
+    const BUFFER: u64 = 0x1_0000;
+
+    impl Rig {
+        fn pio(&mut self, key: u16, len: usize) -> Vec<u8> {
+            self.fw_cfg.write(Access::new(0, Width::B2), u64::from(key)).unwrap();
+            (0..len).map(|_| self.fw_cfg.read(Access::new(1, Width::B1)).unwrap() as u8).collect()
+        }
+        /// Gives the control word afterwards.
+        fn dma(&mut self, control: u32, len: u32, address: u64) -> u32 {
+            let mut command = Vec::new();
+            command.extend(control.to_be_bytes());
+            command.extend(len.to_be_bytes());
+            command.extend(address.to_be_bytes());
+            self.ram.write(Gpa(COMMAND_AT), &command).unwrap();
+            self.fw_cfg.write(Access::new(8, Width::B4), u64::from((COMMAND_AT as u32).swap_bytes())).unwrap();
+            self.ram.get_u32(Gpa(COMMAND_AT)).unwrap().swap_bytes()
+        }
+        fn buffer(&self, len: usize) -> Vec<u8> {
+            let mut bytes = vec![0; len];
+            self.ram.read(Gpa(BUFFER), &mut bytes).unwrap();
+            bytes
+        }
+        /// Key and size of a file, from the directory.
+        fn find(&mut self, name: &str) -> (u16, usize) {
+            let count = u32::from_be_bytes(self.pio(key::DIRECTORY, 4).try_into().unwrap()) as usize;
+            let directory = self.pio(key::DIRECTORY, 4 + 64 * count);
+            let entry = directory[4..]
+                .chunks(64)
+                .find(|entry| entry[8..].starts_with(name.as_bytes()) && entry[8 + name.len()] == 0)
+                .unwrap_or_else(|| panic!("no file {name}"));
+            let size = u32::from_be_bytes(entry[..4].try_into().unwrap());
+            (u16::from_be_bytes([entry[4], entry[5]]), size as usize)
+        }
+        fn file(&mut self, name: &str) -> Vec<u8> {
+            let (key, size) = self.find(name);
+            assert_eq!(self.dma(u32::from(key) << 16 | dma::SELECT | dma::READ, size as u32, BUFFER), 0);
+            self.buffer(size)
+        }
+    }
+
+    #[test]
+    fn firmware_recognises_the_interface() {
+        let mut rig = rig();
+        assert_eq!(rig.pio(key::SIGNATURE, 6), b"QEMU\0\0");
+        assert_eq!(rig.pio(key::FEATURES, 4), [3, 0, 0, 0]);
+        assert_eq!(rig.pio(key::CPUS, 2), [2, 0]);
+        assert_eq!(rig.pio(0x7777, 2), [0, 0], "an unknown key reads as zeros");
+        let word = |rig: &mut Rig, offset| rig.fw_cfg.read(Access::new(offset, Width::B4)).unwrap() as u32;
+        assert_eq!([word(&mut rig, 4).to_le_bytes(), word(&mut rig, 8).to_le_bytes()], [*b"QEMU", *b" CFG"]);
+    }
+
+    #[test]
+    fn files_are_found_by_name_and_read_by_dma() {
+        let mut rig = rig();
+        let order = rig.file("bootorder");
+        assert_eq!(order, b"/pci@i0cf8/scsi@8/disk@0,0\n/pci@i0cf8/pci8086,2922@3/drive@5/disk@0\0");
+        let map = rig.file("etc/e820");
+        assert_eq!(map.len(), 40);
+        assert_eq!(map[8..20], [0, 0, 0, 0x20, 0, 0, 0, 0, 1, 0, 0, 0], "512 MiB of RAM");
+        for name in ["etc/table-loader", "etc/acpi/rsdp", "etc/smbios/smbios-anchor", "etc/smbios/smbios-tables"] {
+            assert!(!rig.file(name).is_empty());
+        }
+        assert_eq!(boot_order(&[]), b"\0");
+    }
+
+    #[test]
+    fn dma_selects_skips_reads_and_pads_with_zeros() {
+        let mut rig = rig();
+        rig.ram.write(Gpa(BUFFER), &[0xee; 8]).unwrap();
+        assert_eq!(rig.dma(dma::SELECT, 0, 0), 0);
+        assert_eq!(rig.dma(dma::SKIP, 2, 0), 0);
+        assert_eq!(rig.dma(dma::READ, 4, BUFFER), 0);
+        assert_eq!(rig.buffer(8), *b"MU\0\0\xee\xee\xee\xee");
+        assert_eq!(rig.fw_cfg.read(Access::new(1, Width::B1)), Ok(0), "both ways share the offset");
+    }
+
+    #[test]
+    fn the_pm_base_of_the_moment_is_in_the_tables() {
+        let mut rig = rig();
+        rig.pm_base.store(0xb000, Ordering::SeqCst);
+        let tables = rig.file("etc/acpi/tables");
+        assert!(tables.windows(4).any(|bytes| bytes == 0xb008u32.to_le_bytes()));
+        rig.pm_base.store(0x600, Ordering::SeqCst);
+        assert_eq!(rig.file("etc/acpi/tables"), tables, "once a boot");
+        rig.fw_cfg.reset();
+        assert_ne!(rig.file("etc/acpi/tables"), tables);
+    }
+
+    #[test]
+    fn hostile_dma_is_refused_and_never_leaves_ram() {
+        let mut rig = rig();
+        for (len, address) in [(4, 0xa_0000), (8, 0x9_fffc), (4, u64::MAX - 1), (u32::MAX, 0), (DMA_BYTES_MAX, 0)] {
+            assert_eq!(rig.dma(dma::SELECT | dma::READ, len, address), dma::ERROR, "{len:#x} at {address:#x}");
+        }
+        assert_eq!(rig.dma(dma::WRITE, 4, BUFFER), dma::ERROR);
+        assert_eq!(rig.dma(dma::SKIP, u32::MAX, 0), 0);
+        assert_eq!(rig.dma(dma::SKIP, u32::MAX, 0), 0);
+        assert_eq!(rig.dma(dma::READ, 4, BUFFER), 0);
+        assert_eq!(rig.buffer(4), [0; 4]);
+        // The command itself lies outside RAM.
+        rig.fw_cfg.write(Access::new(4, Width::B4), 0xffff_ffff).unwrap();
+        rig.fw_cfg.write(Access::new(8, Width::B4), 0xffff_ffff).unwrap();
+        for offset in 0..12 {
+            for width in [Width::B1, Width::B2, Width::B4, Width::B8] {
+                let _ = rig.fw_cfg.read(Access::new(offset, width));
+                let _ = rig.fw_cfg.write(Access::new(offset, width), u64::MAX);
+            }
+        }
+        assert_eq!(rig.pio(key::SIGNATURE, 4), b"QEMU");
+    }
+}

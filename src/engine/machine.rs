@@ -1,0 +1,225 @@
+//! One machine from a specification: made once, then run, paused, reset and ended. Owned by the engine's main thread.
+//!
+//! ```text
+//! pause   vCPUs park  →  workers hold                     reset   pause  →  devices, KVM's chips, memory image, vCPUs
+//! resume  workers go  →  vCPUs run                                →  resume
+//! ```
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::fd::OwnedFd,
+    sync::{Arc, PoisonError},
+};
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    boot::{self, DirectBoot, StartMode, StartState},
+    devices::{DeviceFiles, Devices, Listeners, boot_order},
+    facts::{MachineFacts, pci_memory_64},
+    layout,
+    log::GuestLog,
+    memory::{Gpa, GuestRam, HostRegion},
+    pci::assign,
+    vcpu::{EventSink, Vcpu, VcpuConfig},
+    vm::Vm,
+};
+use crate::spec::{Boot, GuestSpec};
+
+/// The built-in test guest, assembled from `testguest.S`.
+const TEST_GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/testguest.bin"));
+const TEST_GUEST_AT: Gpa = Gpa(0x7c00);
+const TEST_GUEST_CMDLINE_AT: Gpa = Gpa(0x600);
+/// What of a firmware image appears below 1 MiB.
+const LOW_FIRMWARE_BYTES: usize = 128 << 10;
+const FIRMWARE_BYTES_MAX: u64 = 16 << 20;
+const VGA_ROM_BYTES_MAX: u64 = 256 << 10;
+/// SCI and the PCI interrupts, as firmware sets them in ELCR.
+const LEVEL_TRIGGERED: u16 = 1 << 9 | 1 << 10 | 1 << 11;
+
+/// The descriptors that the engine was handed for the machine itself.
+pub struct MachineFiles {
+    pub kvm: OwnedFd,
+    pub firmware: Option<File>,
+    pub vga_rom: Option<File>,
+    pub kernel: Option<File>,
+    pub initrd: Option<File>,
+    pub disks: Vec<File>,
+    pub cd: Option<File>,
+    pub network: Option<OwnedFd>,
+}
+
+/// What is in memory before the first instruction.
+enum BootImage {
+    Firmware(HostRegion),
+    Test { cmdline: String },
+    Kernel { kernel: File, initrd: Option<File>, cmdline: String },
+}
+
+pub struct Machine {
+    /// Ends first: no vCPU touches a device that is gone.
+    vcpus: Vec<Vcpu>,
+    pub devices: Devices,
+    vm: Arc<Vm>,
+    ram: GuestRam,
+    facts: MachineFacts,
+    image: BootImage,
+}
+
+impl Machine {
+    /// Makes the machine, powered on and paused before its first instruction.
+    pub fn new(
+        spec: &GuestSpec,
+        files: MachineFiles,
+        listeners: &Listeners,
+        vcpu_events: EventSink,
+        log: &GuestLog,
+    ) -> io::Result<Machine> {
+        let ram = GuestRam::new(spec.memory_bytes)?;
+        let vm = Vm::new(files.kvm, &ram)?;
+        let facts = facts(spec, &vm);
+        let vga_rom = match files.vga_rom {
+            Some(file) => Some(read_all(file, VGA_ROM_BYTES_MAX, "the VGA option ROM")?),
+            None => None,
+        };
+        let image = match &spec.boot {
+            Boot::Bios | Boot::Uefi => BootImage::Firmware(map_firmware(&vm, files.firmware)?),
+            Boot::Test { cmdline } => BootImage::Test { cmdline: cmdline.clone() },
+            Boot::Kernel { cmdline, .. } => {
+                let kernel = files.kernel.ok_or_else(|| io::Error::other("no kernel was handed to the engine"))?;
+                BootImage::Kernel { kernel, initrd: files.initrd, cmdline: cmdline.clone() }
+            }
+        };
+        let device_files = DeviceFiles { disks: files.disks, cd: files.cd, network: files.network, vga_rom };
+        let devices = Devices::new(&vm, &ram, spec, &facts, device_files, listeners, log)?;
+        let mut machine = Machine { vcpus: Vec::new(), devices, vm, ram, facts, image };
+        machine.vm.remember_power_on()?;
+        let start = machine.load()?;
+        for index in 0..spec.cpus {
+            let config = VcpuConfig {
+                index,
+                cpus: spec.cpus,
+                start: if index == 0 { start.clone() } else { None },
+                pio: machine.devices.pio.view(),
+                mmio: machine.devices.mmio.view(),
+                events: Arc::clone(&vcpu_events),
+            };
+            machine.vcpus.push(Vcpu::new(&machine.vm, config)?);
+        }
+        Ok(machine)
+    }
+
+    /// Stops the guest; returns when no vCPU runs and no I/O is in flight. Again is nothing.
+    pub fn pause(&self) {
+        for vcpu in &self.vcpus {
+            vcpu.ask_to_park();
+        }
+        for vcpu in &self.vcpus {
+            vcpu.wait_parked();
+        }
+        self.devices.hold();
+    }
+
+    pub fn resume(&self) {
+        self.devices.release();
+        for vcpu in &self.vcpus {
+            vcpu.run();
+        }
+    }
+
+    /// As a reset button: leaves the machine paused before its first instruction.
+    ///
+    /// Errors: the image cannot be loaded again, or KVM refuses a state; the guest cannot go on then.
+    pub fn reset(&mut self) -> io::Result<()> {
+        self.pause();
+        self.devices.reset();
+        self.vm.reset()?;
+        let start = self.load()?;
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            vcpu.reset(if index == 0 { start.clone() } else { None })?;
+        }
+        Ok(())
+    }
+
+    /// Exits of all vCPUs to this process.
+    pub fn exits(&self) -> u64 {
+        self.vcpus.iter().map(Vcpu::exits).sum()
+    }
+
+    /// Puts the boot image into memory. Returns where the first vCPU begins; `None` for the processor's own reset vector.
+    fn load(&mut self) -> io::Result<Option<StartState>> {
+        match &self.image {
+            BootImage::Firmware(region) => {
+                let mut low = vec![0; LOW_FIRMWARE_BYTES.min(region.bytes())];
+                region.read(region.bytes() - low.len(), &mut low);
+                let at = Gpa(layout::BIOS_AREA.end - low.len() as u64);
+                self.ram.write(at, &low).map_err(io::Error::other)?;
+                Ok(None)
+            }
+            BootImage::Test { cmdline } => {
+                self.without_firmware()?;
+                self.ram.write(TEST_GUEST_AT, TEST_GUEST).map_err(io::Error::other)?;
+                let mut text = cmdline.clone().into_bytes();
+                text.push(0);
+                self.ram.write(TEST_GUEST_CMDLINE_AT, &text).map_err(io::Error::other)?;
+                let mode = StartMode::Real { cs: 0, ip: TEST_GUEST_AT.0 as u16 };
+                Ok(Some(StartState { mode }))
+            }
+            BootImage::Kernel { kernel, initrd, cmdline } => {
+                self.without_firmware()?;
+                let facts = MachineFacts { pm_base: layout::PM_BASE, ..self.facts.clone() };
+                let direct = DirectBoot { kernel, initrd: initrd.as_ref(), cmdline };
+                boot::load(&self.ram, &facts, &direct).map(Some).map_err(io::Error::other)
+            }
+        }
+    }
+
+    /// What firmware would have done (engine's part of a direct boot): PCI, interrupt triggers, a text screen.
+    fn without_firmware(&self) -> io::Result<()> {
+        assign::assign(&mut self.devices.pci.lock().unwrap_or_else(PoisonError::into_inner));
+        self.vm.set_level_triggered(LEVEL_TRIGGERED)?;
+        self.devices.vga.lock().unwrap_or_else(PoisonError::into_inner).start_in_text_mode();
+        Ok(())
+    }
+}
+
+fn facts(spec: &GuestSpec, vm: &Vm) -> MachineFacts {
+    let digest = Sha256::digest(spec.id.as_str());
+    let mut uuid = [0; 16];
+    uuid.copy_from_slice(&digest[..16]);
+    // RFC 9562, version 8: made by our own rule, from the guest's id.
+    uuid[6] = uuid[6] & 0x0f | 0x80;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    MachineFacts {
+        cpus: spec.cpus,
+        memory_bytes: spec.memory_bytes,
+        name: spec.name.to_string(),
+        uuid,
+        pm_base: layout::PM_BASE,
+        pci_memory_64: pci_memory_64(spec.memory_bytes, vm.physical_bits()),
+        boot_order: boot_order(spec),
+    }
+}
+
+/// The firmware's end is at 4 GiB; the guest reads it there and cannot write it.
+fn map_firmware(vm: &Vm, file: Option<File>) -> io::Result<HostRegion> {
+    let file = file.ok_or_else(|| io::Error::other("no firmware was handed to the engine"))?;
+    let bytes = read_all(file, FIRMWARE_BYTES_MAX, "the firmware")?;
+    if bytes.len() < LOW_FIRMWARE_BYTES || !bytes.len().is_multiple_of(4096) {
+        return Err(io::Error::other(format!("the firmware has {} bytes: it is cut or no firmware", bytes.len())));
+    }
+    let region = HostRegion::new(bytes.len())?;
+    region.write(0, &bytes);
+    vm.add_rom(Gpa(layout::HIGH_RAM_START - bytes.len() as u64), &region)?;
+    Ok(region)
+}
+
+fn read_all(file: File, at_most: u64, what: &str) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(at_most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > at_most {
+        return Err(io::Error::other(format!("{what} is larger than {at_most} bytes")));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,380 @@
+//! The engine process: takes what it was handed, becomes nobody in particular, runs the guest, says how it ended.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, Write},
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender},
+    },
+    time::{Duration, Instant},
+};
+
+use command_fds::inherited::take_fd_ownership;
+use nix::sys::signal::{SigSet, Signal};
+
+use super::{
+    console,
+    control::{self, Announcer, Order},
+    devices::Listeners,
+    disk::RawFile,
+    input::{InputSink, KeyCode},
+    log::GuestLog,
+    machine::{Machine, MachineFiles},
+    rfb,
+    vcpu::VcpuEvent,
+};
+use crate::{
+    spec::GuestSpec,
+    types::now_ms,
+    wire::{EndKind, EngineAction, EngineEnd, EngineMessage, EngineStart, Handed, Hello, Observed, PROTOCOL},
+};
+
+/// Descriptor of the start message; what it lists follows.
+pub const START_FD: i32 = 3;
+const START_BYTES_MAX: u64 = 1 << 20;
+/// So many triple faults in so short a time are a guest that cannot boot.
+const TRIPLE_FAULTS_MAX: usize = 3;
+const TRIPLE_FAULTS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Everything handed over, sorted.
+struct Hands {
+    machine: MachineFiles,
+    log: GuestLog,
+    end: File,
+    control: UnixListener,
+    serial: UnixListener,
+    vnc: UnixListener,
+}
+
+/// Runs the engine role to its end. The exit code says only whether the end was in order; the reason is in the end file.
+pub fn run() -> i32 {
+    let began = Instant::now();
+    let (start, hands) = match take_hands() {
+        Ok(taken) => taken,
+        Err(error) => {
+            eprintln!("innkeeper engine: {error}");
+            return 2;
+        }
+    };
+    let (log, mut end_file) = (hands.log.clone(), hands.end.try_clone());
+    let end = match guest(&start, hands, began) {
+        Ok(end) => end,
+        Err(error) => EngineEnd { how: EndKind::Failed, reason: format!("the engine could not start: {error}") },
+    };
+    log.say(&format!("engine: ends: {}", end.reason));
+    if let Ok(file) = &mut end_file {
+        let bytes = serde_json::to_vec(&end).expect("plain data");
+        let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(&bytes));
+    }
+    i32::from(end.how != EndKind::Off)
+}
+
+/// Takes ownership of the inherited descriptors and gives up privileges.
+fn take_hands() -> io::Result<(EngineStart, Hands)> {
+    let take = |number: i32| {
+        take_fd_ownership(number).map_err(|error| io::Error::other(format!("descriptor {number}: {error}")))
+    };
+    let mut json = Vec::new();
+    let mut message = File::from(take(START_FD)?);
+    message.rewind()?;
+    message.take(START_BYTES_MAX).read_to_end(&mut json)?;
+    let start: EngineStart = serde_json::from_slice(&json)?;
+    start.spec.check().map_err(|bad| io::Error::other(format!("{}: {}", bad.field, bad.message)))?;
+    let mut fds: Vec<(Handed, OwnedFd)> = Vec::new();
+    for (index, handed) in start.handed.iter().enumerate() {
+        fds.push((handed.clone(), take(START_FD + 1 + index as i32)?));
+    }
+    confine(start.run_as)?;
+    let mut find = |wanted: &Handed| {
+        let at = fds.iter().position(|(handed, _)| handed == wanted)?;
+        Some(fds.swap_remove(at).1)
+    };
+    let missing = |what: &str| io::Error::other(format!("nobody handed over the {what}"));
+    let mut disks = Vec::new();
+    for index in 0..start.spec.disks.len() {
+        disks.push(File::from(find(&Handed::Disk(index)).ok_or_else(|| missing("disk"))?));
+    }
+    let hands = Hands {
+        machine: MachineFiles {
+            kvm: find(&Handed::Kvm).ok_or_else(|| missing("KVM device"))?,
+            firmware: find(&Handed::Firmware).map(File::from),
+            vga_rom: find(&Handed::VgaRom).map(File::from),
+            kernel: find(&Handed::Kernel).map(File::from),
+            initrd: find(&Handed::Initrd).map(File::from),
+            cd: find(&Handed::Cd).map(File::from),
+            network: find(&Handed::Network),
+            disks,
+        },
+        log: GuestLog::new(File::from(find(&Handed::Log).ok_or_else(|| missing("log"))?)),
+        end: File::from(find(&Handed::End).ok_or_else(|| missing("end file"))?),
+        control: listen(find(&Handed::ControlSocket).ok_or_else(|| missing("control socket"))?)?,
+        serial: listen(find(&Handed::SerialSocket).ok_or_else(|| missing("serial socket"))?)?,
+        vnc: listen(find(&Handed::VncSocket).ok_or_else(|| missing("screen socket"))?)?,
+    };
+    Ok((start, hands))
+}
+
+/// The socket was bound by somebody else; listening makes its peer credentials ours.
+fn listen(socket: OwnedFd) -> io::Result<UnixListener> {
+    const BACKLOG: i32 = 16;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(UnixListener::from(socket))
+}
+
+/// A session of its own, no privileges, no core files, nothing to gain by exec. Called while single-threaded.
+fn confine(run_as: Option<u32>) -> io::Result<()> {
+    // Refused when we lead a session already, as under a debugger.
+    let _ = rustix::process::setsid();
+    if let Some(id) = run_as {
+        let (uid, gid) = (nix::unistd::Uid::from_raw(id), nix::unistd::Gid::from_raw(id));
+        nix::unistd::setgroups(&[])?;
+        nix::unistd::setresgid(gid, gid, gid)?;
+        nix::unistd::setresuid(uid, uid, uid)?;
+    }
+    rustix::thread::set_no_new_privs(true)?;
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    rustix::process::setrlimit(rustix::process::Resource::Core, none)?;
+    Ok(())
+}
+
+/// Makes the machine and follows orders until the guest is off.
+fn guest(start: &EngineStart, hands: Hands, began: Instant) -> io::Result<EngineEnd> {
+    let spec = &start.spec;
+    let (orders, inbox) = control::orders();
+    on_terminate(orders.clone())?;
+    let (faults, addresses, vcpus) = (orders.clone(), orders.clone(), orders.clone());
+    let listeners = Listeners {
+        host_fault: Arc::new(move |reason| drop(faults.send(Order::HostFault(reason)))),
+        addresses: Arc::new(move |list| drop(addresses.send(Order::Addresses(list)))),
+    };
+    let sink = Arc::new(move |event| drop(vcpus.send(Order::Vcpu(event))));
+    hands.log.say(&format!(
+        "engine: innkeeper {} starts \"{}\" ({} vCPUs, {} MiB)",
+        env!("CARGO_PKG_VERSION"),
+        spec.name,
+        spec.cpus,
+        spec.memory_bytes >> 20
+    ));
+    let cd_present = hands.machine.cd.is_some();
+    let machine = Machine::new(spec, hands.machine, &listeners, sink, &hands.log)?;
+    let announcer = Announcer::new(Hello {
+        protocol: PROTOCOL,
+        version: env!("CARGO_PKG_VERSION").into(),
+        guest: spec.id.clone(),
+        pid: std::process::id(),
+        observed: Observed::Running,
+        started_ms: now_ms(),
+        cd_present,
+        addresses: Vec::new(),
+    });
+    serve_consoles(&machine, hands.serial, hands.vnc, spec)?;
+    machine.resume();
+    let first_instruction_us = began.elapsed().as_micros() as u64;
+    control::serve(hands.control, orders, announcer.clone())?;
+    let log = hands.log;
+    let mut keeper = Keeper { machine, announcer, log, paused: false, triple_faults: Vec::new(), first_instruction_us };
+    let end = keeper.follow(&inbox);
+    keeper.machine.devices.close();
+    Ok(end)
+}
+
+/// SIGTERM presses the power button. Blocked before any thread exists, waited for in one.
+fn on_terminate(orders: Sender<Order>) -> io::Result<()> {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGTERM);
+    set.thread_block()?;
+    std::thread::Builder::new().name("signals".into()).stack_size(64 << 10).spawn(move || {
+        while set.wait().is_ok() {
+            if orders.send(Order::Terminate).is_err() {
+                break;
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn serve_consoles(machine: &Machine, serial: UnixListener, vnc: UnixListener, spec: &GuestSpec) -> io::Result<()> {
+    let uart = Arc::clone(&machine.devices.uart);
+    let typed = move |bytes: &[u8]| {
+        uart.lock().unwrap_or_else(std::sync::PoisonError::into_inner).type_bytes(bytes);
+    };
+    console::serve(serial, Arc::clone(&machine.devices.hub), Arc::new(typed))?;
+    let input =
+        Arc::new(ScreenInput { keyboard: machine.devices.i8042.clone(), tablet: machine.devices.tablet.clone() });
+    rfb::serve(vnc, Arc::clone(&machine.devices.screen), input, spec.name.as_str())
+}
+
+/// Keys go to the PS/2 keyboard, the pointer to the tablet.
+struct ScreenInput {
+    keyboard: super::i8042::I8042,
+    tablet: super::virtio::input::TabletInput,
+}
+
+impl InputSink for ScreenInput {
+    fn key(&self, code: KeyCode, down: bool) {
+        self.keyboard.key(code.0, down);
+    }
+    fn pointer(&self, x: u16, y: u16, buttons: u8, wheel: i8) {
+        self.tablet.pointer(x, y, buttons, wheel);
+    }
+}
+
+/// The machine's thread.
+struct Keeper {
+    machine: Machine,
+    announcer: Announcer,
+    log: GuestLog,
+    paused: bool,
+    triple_faults: Vec<Instant>,
+    first_instruction_us: u64,
+}
+
+impl Keeper {
+    fn follow(&mut self, inbox: &Receiver<Order>) -> EngineEnd {
+        let off = |reason: &str| EngineEnd { how: EndKind::Off, reason: reason.into() };
+        while let Ok(order) = inbox.recv() {
+            let end = match order {
+                Order::Request { action: EngineAction::PowerOff, answer, .. } => {
+                    self.machine.pause();
+                    answer.done();
+                    // The reply is on its way before the process goes.
+                    std::thread::sleep(Duration::from_millis(20));
+                    Some(off("powered off"))
+                }
+                Order::Request { action, file, answer } => self.request(action, file, answer),
+                Order::Vcpu(VcpuEvent::PowerOff) => {
+                    self.machine.pause();
+                    Some(off("the guest switched itself off"))
+                }
+                Order::Vcpu(VcpuEvent::Reset) => self.reset(),
+                Order::Vcpu(VcpuEvent::TripleFault) => self.triple_fault(),
+                Order::Vcpu(VcpuEvent::Failed { reason, detail }) => {
+                    self.machine.pause();
+                    self.log.say(&format!("engine: {reason}\n{detail}"));
+                    Some(EngineEnd { how: EndKind::Failed, reason })
+                }
+                Order::HostFault(reason) => {
+                    self.log.say(&format!("engine: paused: {reason}"));
+                    self.pause(Some(reason));
+                    None
+                }
+                Order::Addresses(list) => {
+                    let message = EngineMessage::Addresses(list.clone());
+                    self.announcer.say(|hello| hello.addresses = list, &message);
+                    None
+                }
+                Order::Terminate => {
+                    self.machine.devices.pm.press_power_button();
+                    None
+                }
+            };
+            if let Some(end) = end {
+                return end;
+            }
+        }
+        off("nobody gives orders any more")
+    }
+
+    fn request(&mut self, action: EngineAction, file: Option<File>, answer: control::Answer) -> Option<EngineEnd> {
+        match action {
+            EngineAction::Pause => {
+                self.pause(None);
+                answer.done();
+            }
+            EngineAction::Resume => {
+                self.resume();
+                answer.done();
+            }
+            EngineAction::Reset => {
+                let end = self.reset();
+                answer.done();
+                return end;
+            }
+            EngineAction::PressPowerButton => {
+                if self.paused {
+                    answer.refused("The guest is paused and cannot hear the power button.");
+                } else {
+                    self.machine.devices.pm.press_power_button();
+                    answer.done();
+                }
+            }
+            EngineAction::ChangeCd => match self.change_cd(file) {
+                Ok(()) => answer.done(),
+                Err(error) => answer.refused(format!("The medium cannot be used: {error}")),
+            },
+            EngineAction::Screenshot { max_width } => {
+                match self.machine.devices.screen.png(max_width.map(|width| width as usize)) {
+                    Ok(png) => answer.with(png),
+                    Err(error) => answer.refused(format!("No picture could be made: {error}")),
+                }
+            }
+            EngineAction::Statistics => {
+                let statistics = serde_json::json!({
+                    "exits": self.machine.exits(),
+                    "first_instruction_us": self.first_instruction_us,
+                    "bus_misses": self.machine.devices.pio.misses() + self.machine.devices.mmio.misses(),
+                });
+                answer.with(statistics.to_string().into_bytes());
+            }
+            EngineAction::PowerOff => {}
+        }
+        None
+    }
+
+    fn pause(&mut self, reason: Option<String>) {
+        // A second reason while paused already says no more than the first.
+        if self.paused && reason.is_some() {
+            return;
+        }
+        self.machine.pause();
+        self.paused = true;
+        let observed = Observed::Paused { reason };
+        let message = EngineMessage::State(observed.clone());
+        self.announcer.say(|hello| hello.observed = observed, &message);
+    }
+
+    fn resume(&mut self) {
+        if self.paused {
+            self.paused = false;
+            self.announcer.say(|hello| hello.observed = Observed::Running, &EngineMessage::State(Observed::Running));
+        }
+        self.machine.resume();
+    }
+
+    /// A reset also ends a pause: what the guest waited for is gone.
+    fn reset(&mut self) -> Option<EngineEnd> {
+        if let Err(error) = self.machine.reset() {
+            return Some(EngineEnd { how: EndKind::Failed, reason: format!("the guest could not be reset: {error}") });
+        }
+        self.log.say("engine: reset");
+        self.announcer.say(|_| (), &EngineMessage::Reset);
+        self.resume();
+        None
+    }
+
+    /// A PC resets on a triple fault. One that does nothing else has failed.
+    fn triple_fault(&mut self) -> Option<EngineEnd> {
+        let now = Instant::now();
+        self.triple_faults.retain(|then| now.duration_since(*then) < TRIPLE_FAULTS_WITHIN);
+        self.triple_faults.push(now);
+        self.log.say("engine: triple fault");
+        if self.triple_faults.len() >= TRIPLE_FAULTS_MAX {
+            self.machine.pause();
+            let reason = format!("the guest crashed {TRIPLE_FAULTS_MAX} times within 10 seconds (triple faults)");
+            return Some(EngineEnd { how: EndKind::Failed, reason });
+        }
+        self.reset()
+    }
+
+    fn change_cd(&mut self, file: Option<File>) -> io::Result<()> {
+        let present = file.is_some();
+        match file {
+            Some(file) => self.machine.devices.tray.insert(RawFile::new(file, true)?),
+            None => self.machine.devices.tray.eject(),
+        }
+        self.announcer.say(|hello| hello.cd_present = present, &EngineMessage::CdChanged { present });
+        Ok(())
+    }
+}

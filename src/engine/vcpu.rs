@@ -1,0 +1,531 @@
+//! One vCPU: a thread that runs the guest and turns its exits into single accesses.
+//!
+//! The thread obeys a gate: run, park, end. Only the machine's thread gives orders, and waits until each is followed. What
+//! the guest asks for (reset, power off) and what went wrong are events to the machine; the vCPU parks itself meanwhile.
+
+#![expect(unsafe_code, reason = "the fields of kvm_run are unions that the exit reason selects")]
+
+use std::{
+    io,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_debugregs, kvm_fpu,
+    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use super::{
+    boot::StartState,
+    bus::{BusView, Effect, Width},
+    cpuid, start_state,
+    vm::Vm,
+};
+
+/// What a vCPU tells the machine. The sender has parked itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VcpuEvent {
+    /// The guest asked for a reset.
+    Reset,
+    /// The guest switched itself off.
+    PowerOff,
+    /// A triple fault: a PC resets.
+    TripleFault,
+    /// The vCPU cannot go on; a sentence, and what is known for the guest's log.
+    Failed { reason: String, detail: String },
+}
+
+/// Where vCPU events go; called from vCPU threads.
+pub type EventSink = Arc<dyn Fn(VcpuEvent) + Send + Sync>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Run,
+    Park,
+    Reset,
+    End,
+}
+
+/// Between the machine's thread and one vCPU thread.
+struct Gate {
+    /// Set while the order is anything but `Run`; looked at before each entry into the guest.
+    attention: AtomicBool,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+struct Inner {
+    order: Order,
+    parked: bool,
+    start: Option<StartState>,
+    reset_error: Option<io::Error>,
+}
+
+impl Gate {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    fn order(&self, order: Order) {
+        let mut inner = self.lock();
+        // The end is never taken back.
+        if inner.order != Order::End {
+            inner.order = order;
+        }
+        self.attention.store(order != Order::Run, Ordering::Release);
+        self.changed.notify_all();
+    }
+}
+
+/// The machine's hold on a vCPU.
+pub struct Vcpu {
+    gate: Arc<Gate>,
+    thread: Option<JoinHandle<()>>,
+    exits: Arc<AtomicU64>,
+}
+
+/// How often a vCPU that does not yet notice is interrupted again.
+const KICK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Everything to make a vCPU.
+pub struct VcpuConfig {
+    pub index: u32,
+    pub cpus: u32,
+    /// Where it begins after power on and reset; `None` waits for another vCPU to wake it.
+    pub start: Option<StartState>,
+    pub pio: BusView,
+    pub mmio: BusView,
+    pub events: EventSink,
+}
+
+impl Vcpu {
+    /// Makes the vCPU and its thread, parked.
+    pub fn new(vm: &Arc<Vm>, config: VcpuConfig) -> io::Result<Vcpu> {
+        let fd = vm.create_vcpu(config.index)?;
+        let features = cpuid::for_vcpu(vm.supported_cpuid()?, config.index, config.cpus, vm.has_tsc_deadline());
+        fd.set_cpuid2(&features).map_err(named("cannot set the processor's features"))?;
+        let power_on = PowerOn::capture(&fd, &vm.msr_indexes()?)?;
+        if let Some(start) = &config.start {
+            start_state::apply(&fd, start)?;
+        }
+        register_signal_handler(SIGRTMIN(), on_kick).map_err(io::Error::from)?;
+        let inner = Inner { order: Order::Park, parked: false, start: config.start, reset_error: None };
+        let gate =
+            Arc::new(Gate { attention: AtomicBool::new(true), inner: Mutex::new(inner), changed: Condvar::new() });
+        let exits = Arc::new(AtomicU64::new(0));
+        let runner = Runner {
+            fd,
+            power_on,
+            gate: Arc::clone(&gate),
+            pio: config.pio,
+            mmio: config.mmio,
+            events: config.events,
+            exits: Arc::clone(&exits),
+        };
+        let name = format!("vcpu{}", config.index);
+        let thread = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || runner.run())?;
+        Ok(Vcpu { gate, thread: Some(thread), exits })
+    }
+
+    /// Exits to this process since the start.
+    pub fn exits(&self) -> u64 {
+        self.exits.load(Ordering::Relaxed)
+    }
+
+    pub fn run(&self) {
+        self.gate.order(Order::Run);
+    }
+
+    /// Asks the vCPU to park; `wait_parked` waits for it. Two steps, so that all vCPUs stop together.
+    pub fn ask_to_park(&self) {
+        self.gate.order(Order::Park);
+    }
+
+    /// Returns when the vCPU is outside the guest and waits.
+    pub fn wait_parked(&self) {
+        let mut inner = self.gate.lock();
+        while !inner.parked {
+            if let Some(thread) = &self.thread {
+                // The signal ends KVM_RUN. It may come just before, so it is sent until the vCPU has answered.
+                let _ = thread.kill(SIGRTMIN());
+            }
+            inner = self.gate.changed.wait_timeout(inner, KICK_INTERVAL).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Puts a parked vCPU back to its state after power on; it stays parked. `start` replaces where it begins.
+    pub fn reset(&self, start: Option<StartState>) -> io::Result<()> {
+        if start.is_some() {
+            self.gate.lock().start = start;
+        }
+        self.gate.order(Order::Reset);
+        let mut inner = self.gate.lock();
+        while inner.order == Order::Reset {
+            inner = self.gate.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+        inner.reset_error.take().map_or(Ok(()), Err)
+    }
+}
+
+impl Drop for Vcpu {
+    /// Ends the thread.
+    fn drop(&mut self) {
+        self.gate.order(Order::End);
+        if let Some(thread) = self.thread.take() {
+            while !thread.is_finished() {
+                let _ = thread.kill(SIGRTMIN());
+                std::thread::sleep(KICK_INTERVAL);
+            }
+            let _ = thread.join();
+        }
+    }
+}
+
+const STACK_BYTES: usize = 512 << 10;
+
+/// Does nothing: being delivered is what ends KVM_RUN.
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+fn named(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> io::Error {
+    move |error| io::Error::other(format!("{what}: {}", io::Error::from_raw_os_error(error.errno())))
+}
+
+/// The thread's side.
+struct Runner {
+    fd: VcpuFd,
+    power_on: PowerOn,
+    gate: Arc<Gate>,
+    pio: BusView,
+    mmio: BusView,
+    events: EventSink,
+    exits: Arc<AtomicU64>,
+}
+
+/// What to do after one exit.
+enum Step {
+    Continue,
+    Tell(VcpuEvent),
+}
+
+impl Runner {
+    fn run(mut self) {
+        loop {
+            if self.gate.attention.load(Ordering::Acquire) && !self.obey() {
+                return;
+            }
+            match self.step() {
+                Step::Continue => {}
+                Step::Tell(event) => {
+                    // The pending I/O of this exit is finished before anybody looks at the registers.
+                    self.finish_exit();
+                    self.gate.order(Order::Park);
+                    (self.events)(event);
+                }
+            }
+        }
+    }
+
+    /// Follows orders until the guest may run (true) or the thread ends (false).
+    fn obey(&mut self) -> bool {
+        self.finish_exit();
+        let gate = Arc::clone(&self.gate);
+        let mut inner = gate.lock();
+        inner.parked = true;
+        gate.changed.notify_all();
+        loop {
+            match inner.order {
+                Order::Run => {
+                    inner.parked = false;
+                    return true;
+                }
+                Order::End => return false,
+                Order::Reset => {
+                    inner.reset_error = self.power_on.restore(&self.fd, inner.start.as_ref()).err();
+                    inner.order = Order::Park;
+                    gate.changed.notify_all();
+                }
+                Order::Park => inner = gate.changed.wait(inner).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    /// KVM completes an instruction's I/O at the next entry; `immediate_exit` makes that entry and nothing more.
+    fn finish_exit(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+        let _ = self.fd.run();
+        self.fd.set_kvm_immediate_exit(0);
+    }
+
+    fn step(&mut self) -> Step {
+        let exit = self.fd.run();
+        self.exits.fetch_add(1, Ordering::Relaxed);
+        let effect = match exit {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                let (start, bytes) = (data.as_ptr(), data.len());
+                let size = self.io_size();
+                // SAFETY: KVM's data lies in the run mapping of `self.fd`, which lives on; nothing else touches it until the
+                // next KVM_RUN.
+                let data = unsafe { std::slice::from_raw_parts(start, bytes) };
+                port_out(&mut self.pio, port, size, data)
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                let (start, bytes) = (data.as_mut_ptr(), data.len());
+                let size = self.io_size();
+                // SAFETY: as above, and exclusively ours until the next KVM_RUN.
+                let data = unsafe { std::slice::from_raw_parts_mut(start, bytes) };
+                port_in(&mut self.pio, port, size, data);
+                Effect::None
+            }
+            Ok(VcpuExit::MmioRead(at, data)) => {
+                memory_in(&mut self.mmio, at, data);
+                Effect::None
+            }
+            Ok(VcpuExit::MmioWrite(at, data)) => memory_out(&mut self.mmio, at, data),
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => Effect::None,
+            Ok(VcpuExit::Shutdown) => return Step::Tell(VcpuEvent::TripleFault),
+            Ok(VcpuExit::InternalError) => return Step::Tell(self.internal_error()),
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                let reason = format!("the processor refused to enter the guest (reason {reason:#x})");
+                return Step::Tell(VcpuEvent::Failed { reason, detail: self.registers() });
+            }
+            Ok(other) => {
+                let reason = format!("the guest left KVM in a way this engine does not know: {other:?}");
+                return Step::Tell(VcpuEvent::Failed { reason, detail: self.registers() });
+            }
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Effect::None,
+            Err(error) => {
+                let reason = format!("KVM cannot run the guest: {}", io::Error::from_raw_os_error(error.errno()));
+                return Step::Tell(VcpuEvent::Failed { reason, detail: self.registers() });
+            }
+        };
+        match effect {
+            Effect::None => Step::Continue,
+            Effect::Reset => Step::Tell(VcpuEvent::Reset),
+            Effect::PowerOff => Step::Tell(VcpuEvent::PowerOff),
+        }
+    }
+
+    /// Bytes of one access of the I/O exit at hand; strings carry several.
+    fn io_size(&mut self) -> usize {
+        // SAFETY: the exit reason is KVM_EXIT_IO, which makes `io` the valid field; every bit pattern of it is valid.
+        usize::from(unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io.size })
+    }
+
+    fn internal_error(&mut self) -> VcpuEvent {
+        // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, which makes these fields valid; they are plain numbers.
+        let failure = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.emulation_failure };
+        let mut detail = String::new();
+        let reason = if failure.suberror == KVM_INTERNAL_ERROR_EMULATION {
+            // SAFETY: as above.
+            let insn = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
+            let known = failure.flags & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) != 0;
+            if known && failure.ndata >= 2 {
+                let bytes = insn.insn_bytes.get(..usize::from(insn.insn_size)).unwrap_or(&insn.insn_bytes);
+                detail = format!("instruction bytes: {bytes:02x?}\n");
+            }
+            "KVM on this host cannot emulate an instruction of the guest (emulation failure)".to_owned()
+        } else {
+            format!("KVM reports an internal error (suberror {})", failure.suberror)
+        };
+        detail += &self.registers();
+        VcpuEvent::Failed { reason, detail }
+    }
+
+    /// The registers for the guest's log, as far as KVM still has them.
+    fn registers(&self) -> String {
+        let (Ok(r), Ok(s)) = (self.fd.get_regs(), self.fd.get_sregs()) else {
+            return "registers: KVM no longer has them\n".into();
+        };
+        format!(
+            "rip {:016x} rflags {:08x} rax {:016x} rbx {:016x}\nrcx {:016x} rdx {:016x} rsi {:016x} rdi {:016x}\n\
+             rsp {:016x} rbp {:016x} r8 {:016x} r9 {:016x}\ncs {:04x} base {:x} ds {:04x} ss {:04x} base {:x} \
+             cr0 {:08x} cr2 {:x} cr3 {:x} cr4 {:x} efer {:x}\n",
+            r.rip,
+            r.rflags,
+            r.rax,
+            r.rbx,
+            r.rcx,
+            r.rdx,
+            r.rsi,
+            r.rdi,
+            r.rsp,
+            r.rbp,
+            r.r8,
+            r.r9,
+            s.cs.selector,
+            s.cs.base,
+            s.ds.selector,
+            s.ss.selector,
+            s.ss.base,
+            s.cr0,
+            s.cr2,
+            s.cr3,
+            s.cr4,
+            s.efer
+        )
+    }
+}
+
+/// Port writes, one access after the other; the strongest effect wins.
+fn port_out(bus: &mut BusView, port: u16, size: usize, data: &[u8]) -> Effect {
+    let mut effect = Effect::None;
+    for piece in data.chunks_exact(size.max(1)) {
+        let Some(width) = Width::from_bytes(piece.len()) else { break };
+        let done = bus.write(u64::from(port), width, from_le(piece));
+        if done != Effect::None {
+            effect = done;
+        }
+    }
+    effect
+}
+
+fn port_in(bus: &mut BusView, port: u16, size: usize, data: &mut [u8]) {
+    for piece in data.chunks_exact_mut(size.max(1)) {
+        let Some(width) = Width::from_bytes(piece.len()) else { break };
+        to_le(bus.read(u64::from(port), width), piece);
+    }
+}
+
+/// MMIO writes. An access that crosses a page arrives in odd lengths; those go byte by byte.
+fn memory_out(bus: &mut BusView, at: u64, data: &[u8]) -> Effect {
+    if let Some(width) = Width::from_bytes(data.len()) {
+        return bus.write(at, width, from_le(data));
+    }
+    let mut effect = Effect::None;
+    for (index, byte) in data.iter().enumerate() {
+        let done = bus.write(at.wrapping_add(index as u64), Width::B1, u64::from(*byte));
+        if done != Effect::None {
+            effect = done;
+        }
+    }
+    effect
+}
+
+fn memory_in(bus: &mut BusView, at: u64, data: &mut [u8]) {
+    if let Some(width) = Width::from_bytes(data.len()) {
+        return to_le(bus.read(at, width), data);
+    }
+    for (index, byte) in data.iter_mut().enumerate() {
+        *byte = bus.read(at.wrapping_add(index as u64), Width::B1) as u8;
+    }
+}
+
+fn from_le(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+}
+
+fn to_le(value: u64, into: &mut [u8]) {
+    for (index, byte) in into.iter_mut().enumerate() {
+        *byte = (value >> (8 * index)) as u8;
+    }
+}
+
+/// A vCPU's state before its first instruction. A reset restores it in place: memory slots, doorbells and descriptors stay.
+/// Among the registers are kvmclock's, steal time's and async page faults', all zero, so KVM stops writing into the guest.
+struct PowerOn {
+    regs: kvm_regs,
+    sregs: kvm_sregs,
+    fpu: kvm_fpu,
+    xcrs: Option<kvm_xcrs>,
+    debug: Option<kvm_debugregs>,
+    lapic: kvm_lapic_state,
+    mp_state: kvm_mp_state,
+    events: kvm_vcpu_events,
+    msrs: Vec<kvm_msr_entry>,
+}
+
+/// The time stamp counter goes on through a reset.
+const MSR_TSC: u32 = 0x10;
+
+impl PowerOn {
+    fn capture(fd: &VcpuFd, msr_indexes: &[u32]) -> io::Result<PowerOn> {
+        let mut msrs = Vec::new();
+        for &index in msr_indexes.iter().filter(|&&index| index != MSR_TSC) {
+            let entry = kvm_msr_entry { index, ..Default::default() };
+            let mut one = kvm_bindings::Msrs::from_entries(&[entry]).map_err(|_| io::ErrorKind::OutOfMemory)?;
+            if fd.get_msrs(&mut one).is_ok_and(|count| count == 1) {
+                msrs.extend_from_slice(one.as_slice());
+            }
+        }
+        Ok(PowerOn {
+            regs: fd.get_regs().map_err(named("cannot read the registers"))?,
+            sregs: fd.get_sregs().map_err(named("cannot read the system registers"))?,
+            fpu: fd.get_fpu().map_err(named("cannot read the floating point registers"))?,
+            xcrs: fd.get_xcrs().ok(),
+            debug: fd.get_debug_regs().ok(),
+            lapic: fd.get_lapic().map_err(named("cannot read the local interrupt controller"))?,
+            mp_state: fd.get_mp_state().map_err(named("cannot read the run state"))?,
+            events: fd.get_vcpu_events().map_err(named("cannot read pending events"))?,
+            msrs,
+        })
+    }
+
+    fn restore(&self, fd: &VcpuFd, start: Option<&StartState>) -> io::Result<()> {
+        fd.set_sregs(&self.sregs).map_err(named("cannot reset the system registers"))?;
+        fd.set_regs(&self.regs).map_err(named("cannot reset the registers"))?;
+        fd.set_fpu(&self.fpu).map_err(named("cannot reset the floating point registers"))?;
+        if let Some(xcrs) = &self.xcrs {
+            fd.set_xcrs(xcrs).map_err(named("cannot reset the extended control registers"))?;
+        }
+        if let Some(debug) = &self.debug {
+            fd.set_debug_regs(debug).map_err(named("cannot reset the debug registers"))?;
+        }
+        fd.set_lapic(&self.lapic).map_err(named("cannot reset the local interrupt controller"))?;
+        for entry in &self.msrs {
+            let one = kvm_bindings::Msrs::from_entries(&[*entry]).map_err(|_| io::ErrorKind::OutOfMemory)?;
+            // Some are read-only in this kernel and so cannot have changed.
+            let _ = fd.set_msrs(&one);
+        }
+        fd.set_mp_state(self.mp_state).map_err(named("cannot reset the run state"))?;
+        fd.set_vcpu_events(&self.events).map_err(named("cannot reset pending events"))?;
+        match start {
+            Some(start) => start_state::apply(fd, start),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use super::*;
+    use crate::engine::bus::{Access, Bus, BusDevice, BusFault};
+
+    #[derive(Default)]
+    struct Log(Vec<(u64, usize, u64)>, AtomicU64);
+    impl BusDevice for Log {
+        fn read(&mut self, _: Access) -> Result<u64, BusFault> {
+            Ok(self.1.fetch_add(1, Ordering::Relaxed) + 0x1122_3340)
+        }
+        fn write(&mut self, at: Access, value: u64) -> Result<Effect, BusFault> {
+            self.0.push((at.offset, at.width.bytes(), value));
+            Ok(if value == 0xff { Effect::Reset } else { Effect::None })
+        }
+    }
+
+    #[test]
+    fn strings_and_odd_lengths_become_single_accesses() {
+        let bus = Arc::new(Bus::default());
+        let log = Arc::new(Mutex::new(Log::default()));
+        bus.map(0x10..0x20, Arc::clone(&log) as crate::engine::bus::SharedDevice).unwrap();
+        let mut view = bus.view();
+        assert_eq!(port_out(&mut view, 0x10, 2, &[1, 2, 3, 4]), Effect::None);
+        assert_eq!(port_out(&mut view, 0x10, 1, &[0xff, 0]), Effect::Reset);
+        assert_eq!(memory_out(&mut view, 0x11, &[7, 8, 9]), Effect::None);
+        let seen = std::mem::take(&mut log.lock().unwrap().0);
+        assert_eq!(seen, [(0, 2, 0x201), (0, 2, 0x403), (0, 1, 0xff), (0, 1, 0), (1, 1, 7), (2, 1, 8), (3, 1, 9)]);
+        let mut data = [0; 4];
+        port_in(&mut view, 0x10, 2, &mut data);
+        assert_eq!(data, [0x40, 0x33, 0x41, 0x33]);
+        let mut odd = [0; 3];
+        memory_in(&mut view, 0x1e, &mut odd);
+        assert_eq!(odd, [0x42, 0x43, 0xff]);
+    }
+}

@@ -1,0 +1,221 @@
+//! VGA registers as ports see them: sequencer, CRTC, graphics and attribute controllers, DAC.
+//!
+//! Source: IBM VGA Technical Reference (video subsystem). Values are kept as written, within the bits that exist; `render.rs`
+//! and `window.rs` give them their meaning.
+
+use super::dispi::Dispi;
+
+/// Everything that decides what the screen shows, apart from video memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Registers {
+    pub(super) misc: u8,
+    pub(super) sequencer: [u8; 5],
+    pub(super) crtc: [u8; 25],
+    pub(super) graphics: [u8; 9],
+    pub(super) attribute: [u8; 21],
+    /// Bit 5 of the attribute index, "palette address source": while it is off the screen is blank.
+    pub(super) palette_on: bool,
+    pub(super) dac: [u8; 768],
+    pub(super) dac_mask: u8,
+    pub(super) dispi: Dispi,
+}
+
+impl Default for Registers {
+    fn default() -> Registers {
+        Registers {
+            misc: 0,
+            sequencer: [0; 5],
+            crtc: [0; 25],
+            graphics: [0; 9],
+            attribute: [0; 21],
+            palette_on: false,
+            dac: [0; 768],
+            dac_mask: 0xff,
+            dispi: Dispi::default(),
+        }
+    }
+}
+
+/// The bits that exist in each register.
+const SEQUENCER_BITS: [u8; 5] = [0x03, 0x3d, 0x0f, 0x3f, 0x0e];
+const GRAPHICS_BITS: [u8; 9] = [0x0f, 0x0f, 0x0f, 0x1f, 0x03, 0x7b, 0x0f, 0x0f, 0xff];
+
+/// Index registers, flip-flops and what else a port access moves.
+#[derive(Debug, Default)]
+pub(super) struct Ports {
+    sequencer_index: u8,
+    crtc_index: u8,
+    graphics_index: u8,
+    attribute_index: u8,
+    /// The next write to 0x3c0 is data; any read of input status 1 turns it back.
+    attribute_data_next: bool,
+    dac_read_at: u8,
+    dac_write_at: u8,
+    dac_component: u8,
+    dac_last_was_read: bool,
+    feature: u8,
+    enabled: u8,
+    /// Input status 1 says "in retrace" at every other read: programs that wait for either edge go on at once.
+    in_retrace: bool,
+}
+
+impl Ports {
+    /// Reads one byte of port `port` (0x3b4 to 0x3df). Nothing there reads as ones.
+    pub(super) fn read(&mut self, registers: &Registers, port: u16) -> u8 {
+        let get = |file: &[u8], index: u8| file.get(usize::from(index)).copied().unwrap_or(0);
+        match port {
+            0x3b4 | 0x3b5 | 0x3ba if color(registers) => 0xff,
+            0x3d4 | 0x3d5 | 0x3da if !color(registers) => 0xff,
+            0x3c0 => self.attribute_index | u8::from(registers.palette_on) << 5,
+            0x3c1 => get(&registers.attribute, self.attribute_index),
+            0x3c2 => 0,
+            0x3c3 => self.enabled,
+            0x3c4 => self.sequencer_index,
+            0x3c5 => get(&registers.sequencer, self.sequencer_index),
+            0x3c6 => registers.dac_mask,
+            0x3c7 => {
+                if self.dac_last_was_read {
+                    3
+                } else {
+                    0
+                }
+            }
+            0x3c8 => self.dac_write_at,
+            0x3c9 => self.read_dac(registers),
+            0x3ca => self.feature,
+            0x3cc => registers.misc,
+            0x3ce => self.graphics_index,
+            0x3cf => get(&registers.graphics, self.graphics_index),
+            0x3b4 | 0x3d4 => self.crtc_index,
+            0x3b5 | 0x3d5 => get(&registers.crtc, self.crtc_index),
+            0x3ba | 0x3da => {
+                self.attribute_data_next = false;
+                self.in_retrace = !self.in_retrace;
+                if self.in_retrace { 0x09 } else { 0 }
+            }
+            _ => 0xff,
+        }
+    }
+
+    /// Writes one byte to port `port`. Nothing there drops it.
+    pub(super) fn write(&mut self, registers: &mut Registers, port: u16, value: u8) {
+        match port {
+            0x3b4 | 0x3b5 | 0x3ba if color(registers) => {}
+            0x3d4 | 0x3d5 | 0x3da if !color(registers) => {}
+            0x3c0 => self.write_attribute(registers, value),
+            0x3c2 => registers.misc = value & !0x10,
+            0x3c3 => self.enabled = value & 1,
+            0x3c4 => self.sequencer_index = value & 7,
+            0x3c5 => set(&mut registers.sequencer, self.sequencer_index, value, &SEQUENCER_BITS),
+            0x3c6 => registers.dac_mask = value,
+            0x3c7 => {
+                self.dac_read_at = value;
+                self.dac_component = 0;
+                self.dac_last_was_read = true;
+            }
+            0x3c8 => {
+                self.dac_write_at = value;
+                self.dac_component = 0;
+                self.dac_last_was_read = false;
+            }
+            0x3c9 => self.write_dac(registers, value),
+            0x3ce => self.graphics_index = value & 0xf,
+            0x3cf => set(&mut registers.graphics, self.graphics_index, value, &GRAPHICS_BITS),
+            0x3b4 | 0x3d4 => self.crtc_index = value,
+            0x3b5 | 0x3d5 => self.write_crtc(registers, value),
+            0x3ba | 0x3da => self.feature = value & 0x10,
+            _ => {}
+        }
+    }
+
+    fn write_attribute(&mut self, registers: &mut Registers, value: u8) {
+        if self.attribute_data_next {
+            let bits = match self.attribute_index {
+                0..=0xf => 0x3f,
+                0x10 => 0xef,
+                0x12 => 0x3f,
+                0x13 | 0x14 => 0x0f,
+                _ => 0xff,
+            };
+            if let Some(register) = registers.attribute.get_mut(usize::from(self.attribute_index)) {
+                *register = value & bits;
+            }
+        } else {
+            self.attribute_index = value & 0x1f;
+            registers.palette_on = value & 0x20 != 0;
+        }
+        self.attribute_data_next = !self.attribute_data_next;
+    }
+
+    fn write_crtc(&mut self, registers: &mut Registers, value: u8) {
+        let protected = registers.crtc[0x11] & 0x80 != 0;
+        match self.crtc_index {
+            // The protection of 0 to 7 leaves bit 8 of the line compare writable.
+            7 if protected => registers.crtc[7] = registers.crtc[7] & !0x10 | value & 0x10,
+            0..=6 if protected => {}
+            index => {
+                if let Some(register) = registers.crtc.get_mut(usize::from(index)) {
+                    *register = value;
+                }
+            }
+        }
+    }
+
+    fn read_dac(&mut self, registers: &Registers) -> u8 {
+        let at = usize::from(self.dac_read_at) * 3 + usize::from(self.dac_component);
+        self.dac_component = (self.dac_component + 1) % 3;
+        if self.dac_component == 0 {
+            self.dac_read_at = self.dac_read_at.wrapping_add(1);
+        }
+        registers.dac.get(at).copied().unwrap_or(0)
+    }
+
+    fn write_dac(&mut self, registers: &mut Registers, value: u8) {
+        let at = usize::from(self.dac_write_at) * 3 + usize::from(self.dac_component);
+        self.dac_component = (self.dac_component + 1) % 3;
+        if self.dac_component == 0 {
+            self.dac_write_at = self.dac_write_at.wrapping_add(1);
+        }
+        let bits = if registers.dispi.dac_is_8_bit() { 0xff } else { 0x3f };
+        if let Some(part) = registers.dac.get_mut(at) {
+            *part = value & bits;
+        }
+    }
+}
+
+/// Bit 0 of the miscellaneous output register: CRTC and status are at 0x3dx, not 0x3bx.
+fn color(registers: &Registers) -> bool {
+    registers.misc & 1 != 0
+}
+
+fn set(file: &mut [u8], index: u8, value: u8, bits: &[u8]) {
+    let index = usize::from(index);
+    if let (Some(register), Some(bits)) = (file.get_mut(index), bits.get(index)) {
+        *register = value & bits;
+    }
+}
+
+impl Registers {
+    /// The DAC entry as 0x00RRGGBB.
+    pub(super) fn color(&self, index: u8) -> u32 {
+        let at = usize::from(index & self.dac_mask) * 3;
+        let eight = self.dispi.dac_is_8_bit();
+        let part = |offset: usize| {
+            let value = self.dac.get(at + offset).copied().unwrap_or(0);
+            u32::from(if eight { value } else { value << 2 | value >> 4 })
+        };
+        part(0) << 16 | part(1) << 8 | part(2)
+    }
+
+    /// The colour of one of the 16 attribute palette registers.
+    pub(super) fn color16(&self, index: u8) -> u32 {
+        let enabled = index & self.attribute[0x12] & 0xf;
+        let palette = self.attribute.get(usize::from(enabled)).copied().unwrap_or(0);
+        let select = self.attribute[0x14];
+        self.color(if self.attribute[0x10] & 0x80 != 0 {
+            select << 4 | palette & 0xf
+        } else {
+            (select & 0xc) << 4 | palette & 0x3f
+        })
+    }
+}

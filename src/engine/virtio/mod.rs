@@ -1,0 +1,133 @@
+//! virtio devices (virtio 1.2). The transport in `pci.rs` owns negotiation; a device is a kind, features, a configuration and
+//! a worker. `rng.rs` is the one-screen example to copy.
+
+pub mod block;
+pub mod input;
+pub mod net;
+pub mod pci;
+pub mod queue;
+pub mod rng;
+pub mod worker;
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicU16, Ordering},
+};
+
+use self::{queue::VirtQueue, worker::Worker};
+use super::{irq::IrqLine, memory::GuestRam, pci::msix::Msix};
+
+/// Feature bits; `virtio-bindings` has their numbers.
+pub type Features = u64;
+
+/// Bits of every device here (virtio 1.2, section 6): modern, event index, indirect descriptors.
+pub const COMMON_FEATURES: Features = 1 << 32 | 1 << 29 | 1 << 28;
+
+/// Device types (virtio 1.2, section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Network = 1,
+    Block = 2,
+    Entropy = 4,
+    Input = 18,
+}
+
+/// A device's behaviour. The transport calls it with the device's lock held.
+pub trait VirtioDevice: Send {
+    fn kind(&self) -> Kind;
+    /// The largest size of each queue, a power of two.
+    fn queue_sizes(&self) -> &'static [u16];
+    /// What the device offers beside `COMMON_FEATURES`.
+    fn offered(&self) -> Features;
+    /// Fills `into` from the device's configuration at `offset`; bytes it has not are left zero.
+    fn read_config(&self, offset: usize, into: &mut [u8]);
+    fn write_config(&mut self, _offset: usize, _bytes: &[u8]) {}
+    /// Its only thread, which serves the queues while the driver runs.
+    fn worker(&self) -> &Worker;
+}
+
+/// Everything a worker needs while the driver runs: moved in at DRIVER_OK, dropped at reset. The queues are the validated
+/// ones of that moment, whatever the driver writes into the transport afterwards.
+pub struct Running {
+    pub ram: GuestRam,
+    pub queues: Vec<VirtQueue>,
+    pub interrupts: Arc<Interrupts>,
+    pub features: Features,
+}
+
+impl Running {
+    pub fn has(&self, feature: u32) -> bool {
+        self.features & 1 << feature != 0
+    }
+}
+
+const ISR_QUEUE: u8 = 1;
+const ISR_CONFIG: u8 = 2;
+/// No vector (virtio 1.2, 4.1.5.1.2).
+pub const NO_VECTOR: u16 = 0xffff;
+
+/// How a device interrupts its driver: MSI-X when that is enabled, INTx with the ISR byte otherwise.
+pub struct Interrupts {
+    msix: Arc<Msix>,
+    config_vector: AtomicU16,
+    queue_vectors: Vec<AtomicU16>,
+    /// ISR status and the pin change together.
+    isr: Mutex<u8>,
+    line: IrqLine,
+    needs_reset: AtomicBool,
+}
+
+impl Interrupts {
+    pub fn new(msix: Arc<Msix>, line: IrqLine, queues: usize) -> Arc<Interrupts> {
+        Arc::new(Interrupts {
+            msix,
+            config_vector: AtomicU16::new(NO_VECTOR),
+            queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+            isr: Mutex::new(0),
+            line,
+            needs_reset: AtomicBool::new(false),
+        })
+    }
+
+    /// Buffers of queue `index` were used.
+    pub fn used(&self, index: usize) {
+        let vector = self.queue_vectors.get(index).map_or(NO_VECTOR, |vector| vector.load(Ordering::Acquire));
+        self.raise(vector, ISR_QUEUE);
+    }
+
+    /// The configuration or the status changed.
+    pub fn config_changed(&self) {
+        self.raise(self.config_vector.load(Ordering::Acquire), ISR_CONFIG);
+    }
+
+    /// The driver broke the rules: nothing more is served until it resets the device (virtio 1.2, 2.1.2).
+    pub fn set_needs_reset(&self) {
+        self.needs_reset.store(true, Ordering::Release);
+        self.config_changed();
+    }
+
+    fn raise(&self, vector: u16, isr_bit: u8) {
+        if self.msix.enabled() {
+            return self.msix.signal(vector);
+        }
+        let mut isr = self.isr.lock().unwrap_or_else(PoisonError::into_inner);
+        *isr |= isr_bit;
+        self.line.set(true);
+    }
+
+    /// Reading the ISR status clears it and lowers the pin (virtio 1.2, 4.1.4.5).
+    fn take_isr(&self) -> u8 {
+        let mut isr = self.isr.lock().unwrap_or_else(PoisonError::into_inner);
+        self.line.set(false);
+        std::mem::take(&mut isr)
+    }
+
+    fn reset(&self) {
+        self.config_vector.store(NO_VECTOR, Ordering::Release);
+        for vector in &self.queue_vectors {
+            vector.store(NO_VECTOR, Ordering::Release);
+        }
+        self.needs_reset.store(false, Ordering::Release);
+        self.take_isr();
+    }
+}

@@ -1,0 +1,281 @@
+//! The KVM virtual machine: memory slots, interrupt controllers, doorbells. With `vcpu.rs` the only file that names kvm-ioctls.
+
+#![expect(unsafe_code, reason = "KVM memory slots take host addresses")]
+
+use std::{
+    io,
+    os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use kvm_bindings::{
+    CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY,
+    KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_irqchip, kvm_msi,
+    kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{
+    event::Event,
+    irq::{IrqLine, MsiMessage, MsiSink},
+    layout,
+    memory::{Gpa, GuestRam, HostRegion},
+    pci::root::Placement,
+};
+
+const KVM_API_VERSION: i32 = 12;
+
+/// One virtual machine. Shared by everyone who raises an interrupt or moves a slot.
+pub struct Vm {
+    fd: VmFd,
+    kvm: Kvm,
+    /// Kept so that no slot outlives the memory behind it.
+    _ram: GuestRam,
+    slots: Mutex<Slots>,
+    at_power_on: Mutex<Option<Controllers>>,
+}
+
+struct Slots {
+    next: u32,
+    roms: Vec<HostRegion>,
+    video: Option<VideoSlot>,
+}
+
+struct VideoSlot {
+    slot: u32,
+    region: HostRegion,
+    at: Option<u64>,
+}
+
+/// PIC, IOAPIC and PIT as they were before the first instruction; a reset puts them back.
+struct Controllers {
+    chips: [kvm_irqchip; 3],
+    pit: kvm_pit_state2,
+}
+
+fn kvm_error(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> io::Error {
+    move |error| io::Error::other(format!("{what}: {}", io::Error::from_raw_os_error(error.errno())))
+}
+
+impl Vm {
+    /// Makes the machine with its RAM, interrupt controllers and timer.
+    ///
+    /// Errors: what KVM refused, by name. A machine belongs to the process that calls this.
+    pub fn new(kvm: OwnedFd, ram: &GuestRam) -> io::Result<Arc<Vm>> {
+        // SAFETY: the descriptor is owned and given away here, and `Kvm` closes it once.
+        let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
+        if kvm.get_api_version() != KVM_API_VERSION {
+            return Err(io::Error::other("the kernel's KVM interface is not version 12"));
+        }
+        let fd = kvm.create_vm().map_err(kvm_error("cannot create the virtual machine"))?;
+        fd.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_error("cannot place the identity map"))?;
+        fd.set_tss_address(layout::KVM_TSS as usize).map_err(kvm_error("cannot place the task state"))?;
+        fd.create_irq_chip().map_err(kvm_error("cannot create the interrupt controllers"))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        fd.create_pit2(pit).map_err(kvm_error("cannot create the interval timer"))?;
+        route_interrupts(&fd)?;
+        report_emulation_failures(&fd);
+        let slots = Mutex::new(Slots { next: 0, roms: Vec::new(), video: None });
+        let vm = Vm { fd, kvm, _ram: ram.clone(), slots, at_power_on: Mutex::new(None) };
+        for range in ram.ranges() {
+            vm.add_slot(range.start.0, range.bytes, range.host_address, 0)?;
+        }
+        Ok(Arc::new(vm))
+    }
+
+    /// Maps a region that the guest can read and not write: the firmware below 4 GiB.
+    pub fn add_rom(&self, at: Gpa, region: &HostRegion) -> io::Result<()> {
+        self.add_slot(at.0, region.bytes() as u64, region.host_address(), KVM_MEM_READONLY)?;
+        self.slots().roms.push(region.clone());
+        Ok(())
+    }
+
+    /// Declares the video RAM; `place_video_ram` says where it is.
+    pub fn set_video_ram(&self, region: &HostRegion) {
+        let mut slots = self.slots();
+        let slot = slots.next;
+        slots.next += 1;
+        slots.video = Some(VideoSlot { slot, region: region.clone(), at: None });
+    }
+
+    /// Which pages of video RAM the guest has written since the last call, one bit a page; empty while it is not mapped.
+    pub fn take_dirty_video(&self) -> Vec<u64> {
+        let slots = self.slots();
+        match &slots.video {
+            Some(video) if video.at.is_some() => {
+                self.fd.get_dirty_log(video.slot, video.region.bytes()).unwrap_or_default()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The interrupt controllers' input `gsi`, 0 to 23.
+    pub fn irq_line(self: &Arc<Vm>, gsi: u32) -> IrqLine {
+        let vm = Arc::clone(self);
+        IrqLine::new(move |high| {
+            // Refused only for a pin that is not there, which is our own mistake.
+            let _ = vm.fd.set_irq_line(gsi, high);
+        })
+    }
+
+    /// The processor features that this host gives to guests.
+    pub fn supported_cpuid(&self) -> io::Result<CpuId> {
+        self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_error("cannot read the processor's features"))
+    }
+
+    /// Whether the local timer can run in deadline mode.
+    pub fn has_tsc_deadline(&self) -> bool {
+        self.kvm.check_extension(Cap::TscDeadlineTimer)
+    }
+
+    /// The model-specific registers that KVM saves and restores.
+    pub fn msr_indexes(&self) -> io::Result<Vec<u32>> {
+        let list = self.kvm.get_msr_index_list().map_err(kvm_error("cannot list the model-specific registers"))?;
+        Ok(list.as_slice().to_vec())
+    }
+
+    pub fn create_vcpu(&self, index: u32) -> io::Result<VcpuFd> {
+        self.fd.create_vcpu(u64::from(index)).map_err(kvm_error("cannot create a vCPU"))
+    }
+
+    /// Remembers interrupt controllers and timer as they are; before the first vCPU runs.
+    pub fn remember_power_on(&self) -> io::Result<()> {
+        let mut chips = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC]
+            .map(|chip_id| kvm_irqchip { chip_id, ..Default::default() });
+        for chip in &mut chips {
+            self.fd.get_irqchip(chip).map_err(kvm_error("cannot read an interrupt controller"))?;
+        }
+        let pit = self.fd.get_pit2().map_err(kvm_error("cannot read the interval timer"))?;
+        *self.at_power_on.lock().unwrap_or_else(PoisonError::into_inner) = Some(Controllers { chips, pit });
+        Ok(())
+    }
+
+    /// Puts interrupt controllers and timer back; every vCPU is parked.
+    pub fn reset(&self) -> io::Result<()> {
+        let controllers = self.at_power_on.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(controllers) = &*controllers else { return Ok(()) };
+        for chip in &controllers.chips {
+            self.fd.set_irqchip(chip).map_err(kvm_error("cannot reset an interrupt controller"))?;
+        }
+        self.fd.set_pit2(&controllers.pit).map_err(kvm_error("cannot reset the interval timer"))
+    }
+
+    /// Makes ISA interrupts level-triggered, one bit each: what firmware does through ports 4D0 and 4D1.
+    pub fn set_level_triggered(&self, mask: u16) -> io::Result<()> {
+        let failed = "cannot set interrupts level-triggered";
+        for (chip_id, bits) in [(KVM_IRQCHIP_PIC_MASTER, mask as u8), (KVM_IRQCHIP_PIC_SLAVE, (mask >> 8) as u8)] {
+            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+            self.fd.get_irqchip(&mut chip).map_err(kvm_error(failed))?;
+            chip.chip.pic.elcr = bits;
+            self.fd.set_irqchip(&chip).map_err(kvm_error(failed))?;
+        }
+        Ok(())
+    }
+
+    /// How many bits a guest-physical address has.
+    pub fn physical_bits(&self) -> u32 {
+        const OLDEST: u32 = 36;
+        let Ok(cpuid) = self.supported_cpuid() else { return OLDEST };
+        let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 0x8000_0008);
+        leaf.map_or(OLDEST, |entry| entry.eax & 0xff).clamp(OLDEST, 52)
+    }
+
+    fn add_slot(&self, at: u64, bytes: u64, host_address: u64, flags: u32) -> io::Result<()> {
+        let mut slots = self.slots();
+        self.set_slot(slots.next, at, bytes, host_address, flags)?;
+        slots.next += 1;
+        Ok(())
+    }
+
+    fn set_slot(&self, slot: u32, at: u64, bytes: u64, host_address: u64, flags: u32) -> io::Result<()> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags,
+            guest_phys_addr: at,
+            memory_size: bytes,
+            userspace_addr: host_address,
+        };
+        // SAFETY: the range is a live mapping: RAM is kept by `_ram`, firmware and video RAM by `slots`, all for as long as
+        // the machine. The guest writes there at any time; nothing in this process holds references into it.
+        unsafe { self.fd.set_user_memory_region(region) }.map_err(kvm_error("cannot map guest memory"))
+    }
+
+    fn slots(&self) -> std::sync::MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Every input reaches both controllers; the timer's, 0, reaches the IOAPIC at pin 2, as on every PC and as the MADT says.
+/// Messages (MSI) go to KVM directly and need no entry.
+fn route_interrupts(fd: &VmFd) -> io::Result<()> {
+    let mut entries = Vec::new();
+    let mut route = |gsi: u32, irqchip: u32, pin: u32| {
+        let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+        entry.u.irqchip = kvm_irq_routing_irqchip { irqchip, pin };
+        entries.push(entry);
+    };
+    for gsi in 0..8 {
+        route(gsi, KVM_IRQCHIP_PIC_MASTER, gsi);
+        route(gsi + 8, KVM_IRQCHIP_PIC_SLAVE, gsi);
+    }
+    for gsi in (0..24).filter(|gsi| *gsi != 2) {
+        route(gsi, KVM_IRQCHIP_IOAPIC, if gsi == 0 { 2 } else { gsi });
+    }
+    let table = KvmIrqRouting::from_entries(&entries).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    fd.set_gsi_routing(&table).map_err(kvm_error("cannot route interrupts"))
+}
+
+/// Asks for an exit with the instruction's bytes where KVM cannot emulate it. Older kernels do not know this.
+fn report_emulation_failures(fd: &VmFd) {
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE, ..Default::default() };
+    cap.args[0] = 1;
+    let _ = fd.enable_cap(&cap);
+}
+
+impl MsiSink for Vm {
+    fn send(&self, message: MsiMessage) -> io::Result<()> {
+        let msi = kvm_msi {
+            address_lo: message.address as u32,
+            address_hi: (message.address >> 32) as u32,
+            data: message.data,
+            ..Default::default()
+        };
+        self.fd.signal_msi(msi).map(|_| ()).map_err(kvm_error("cannot send an interrupt message"))
+    }
+}
+
+impl Placement for Vm {
+    fn place_video_ram(&self, at: Option<u64>) {
+        let mut slots = self.slots();
+        let Some(video) = &mut slots.video else { return };
+        if video.at == at {
+            return;
+        }
+        let (slot, bytes, host) = (video.slot, video.region.bytes() as u64, video.region.host_address());
+        if let Some(old) = video.at.take() {
+            let _ = self.set_slot(slot, old, 0, host, 0);
+        }
+        // A BAR over RAM is refused by KVM: the video RAM is then nowhere, as on a bus with two answers.
+        if let Some(new) = at
+            && self.set_slot(slot, new, bytes, host, KVM_MEM_LOG_DIRTY_PAGES).is_ok()
+            && let Some(video) = &mut slots.video
+        {
+            video.at = Some(new);
+        }
+    }
+
+    fn place_doorbell(&self, event: &Event, at: u64, on: bool) {
+        let Ok(duplicate) = event.as_fd().try_clone_to_owned() else { return };
+        // SAFETY: the duplicate is owned, and given away here to be closed once. KVM keeps its own reference.
+        let event = unsafe { EventFd::from_raw_fd(duplicate.into_raw_fd()) };
+        let address = IoEventAddress::Mmio(at);
+        // Two doorbells at one address can only come from overlapping BARs, which the root refuses.
+        let _ = if on {
+            self.fd.register_ioevent(&event, &address, NoDatamatch)
+        } else {
+            self.fd.unregister_ioevent(&event, &address, NoDatamatch)
+        };
+    }
+}

@@ -1,0 +1,358 @@
+//! Engines: started, found again after a restart, watched to their end.
+//!
+//! ```text
+//! RUN/guests/ID/  control.sock serial.sock vnc.sock   bound here, listened on by the engine
+//!                 pid                                 who it is, so that a later hostd finds it
+//!                 end.json                            what the engine wrote about its end
+//! ```
+//!
+//! An engine outlives us: it is in a session of its own, its output goes to files, and nothing here is needed for it to run.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
+    path::{Path, PathBuf},
+    process::Child,
+};
+
+use rustix::{
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{files::StateFiles, spawn};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    host::{firmware::Firmware, net::Networks, passt, tap},
+    spec::Boot,
+    types::Id,
+    wire::{Attachment, EndKind, EngineEnd, EngineStart, Handed, Launch, LiveEngine},
+};
+
+/// Engines under root each get a user of their own from this block, far from people's and containers' ids.
+const ENGINE_IDS: std::ops::Range<u32> = 1_900_000_000..1_900_065_536;
+
+/// The engines of one instance.
+pub struct Engines {
+    run: PathBuf,
+    files: StateFiles,
+    networks: Networks,
+    /// Who may connect to engines' sockets; `None` without privilege.
+    web_user: Option<u32>,
+    live: BTreeMap<Id, Engine>,
+}
+
+struct Engine {
+    pidfd: OwnedFd,
+    pid: u32,
+    run_as: Option<u32>,
+    /// Ours to reap; engines found again belong to init.
+    child: Option<Child>,
+}
+
+/// What the file `pid` says.
+#[derive(Serialize, Deserialize)]
+struct PidFile {
+    pid: u32,
+    /// Field 22 of /proc/PID/stat: a pid that came again has another.
+    started: u64,
+    boot_id: String,
+    run_as: Option<u32>,
+}
+
+impl Engines {
+    /// Finds engines that run already. Returns also those that ended while nobody watched.
+    pub fn adopt(
+        run: &Path,
+        files: StateFiles,
+        networks: Networks,
+        web_user: Option<u32>,
+    ) -> io::Result<(Engines, Vec<(Id, EngineEnd)>)> {
+        let guests = run.join("guests");
+        fs::create_dir_all(&guests)?;
+        let mut engines = Engines { run: run.to_owned(), files, networks, web_user, live: BTreeMap::new() };
+        let mut gone = Vec::new();
+        for entry in fs::read_dir(guests)? {
+            let Ok(id) = entry?.file_name().to_string_lossy().parse::<Id>() else { continue };
+            match engines.find(&id) {
+                Some(engine) => {
+                    tracing::info!(guest = %id, pid = engine.pid, "found a running engine");
+                    engines.live.insert(id, engine);
+                }
+                None => {
+                    let end = engines.end_of(&id);
+                    engines.clear(&id);
+                    gone.push((id, end));
+                }
+            }
+        }
+        Ok((engines, gone))
+    }
+
+    pub fn list(&self) -> Vec<LiveEngine> {
+        self.live.iter().map(|(guest, engine)| LiveEngine { guest: guest.clone(), pid: engine.pid }).collect()
+    }
+
+    /// Descriptors that become readable when an engine ends, with its guest.
+    pub fn watches(&self) -> impl Iterator<Item = (&Id, BorrowedFd<'_>)> {
+        self.live.iter().map(|(guest, engine)| (guest, engine.pidfd.as_fd()))
+    }
+
+    /// An engine's watch fired: reaps it and says how it ended.
+    pub fn ended(&mut self, guest: &Id) -> EngineEnd {
+        if let Some(Engine { child: Some(mut child), .. }) = self.live.remove(guest) {
+            let _ = child.wait();
+        }
+        let end = self.end_of(guest);
+        self.clear(guest);
+        end
+    }
+
+    /// Kills at once; the watch fires.
+    pub fn kill(&self, guest: &Id) {
+        if let Some(engine) = self.live.get(guest) {
+            let _ = pidfd_send_signal(&engine.pidfd, Signal::KILL);
+        }
+    }
+
+    /// Starts an engine. Nothing is left behind on failure.
+    ///
+    /// Errors: `Conflict` while one of this guest lives or a disk is in use; what is missing otherwise, with the remedy.
+    pub fn start(&mut self, launch: &Launch) -> Result<()> {
+        let guest = &launch.spec.id;
+        launch.spec.check().map_err(|bad| Error::invalid(bad.field, bad.message))?;
+        if self.live.contains_key(guest) {
+            return Err(Error::conflict("The guest's engine still runs."));
+        }
+        if launch.disks.len() != launch.spec.disks.len() {
+            return Err(Error::invalid("disk", "Each disk needs its file."));
+        }
+        let result = self.try_start(launch);
+        if result.is_err() {
+            self.clear(guest);
+        }
+        result
+    }
+
+    fn try_start(&mut self, launch: &Launch) -> Result<()> {
+        let guest = &launch.spec.id;
+        let mut hands = Hands::default();
+        hands.give(Handed::Kvm, open_kvm()?);
+        for (index, (place, disk)) in launch.disks.iter().zip(&launch.spec.disks).enumerate() {
+            hands.give(Handed::Disk(index), self.files.open_disk(place, disk.read_only)?.into());
+        }
+        for (handed, place) in
+            [(Handed::Cd, &launch.cd), (Handed::Kernel, &launch.kernel), (Handed::Initrd, &launch.initrd)]
+        {
+            if let Some(place) = place {
+                hands.give(handed, self.files.open_to_read(place)?.into());
+            }
+        }
+        match launch.spec.boot {
+            Boot::Bios => hands.give(Handed::Firmware, Firmware::Bios.open()?),
+            Boot::Uefi => hands.give(Handed::Firmware, Firmware::Uefi.open()?),
+            Boot::Kernel { .. } | Boot::Test { .. } => {}
+        }
+        if matches!(launch.spec.boot, Boot::Bios | Boot::Uefi) {
+            hands.give(Handed::VgaRom, Firmware::VgaRom.open()?);
+        }
+        let run_as = self.free_id();
+        if let Some(attachment) = &launch.attachment {
+            hands.give(Handed::Network, self.connect(guest, attachment, run_as)?);
+        }
+        hands.give(Handed::Log, self.files.open_log(guest)?.into());
+        let unavailable = |error: io::Error| {
+            Error::new(ErrorKind::Unavailable, format!("Cannot start the engine: {error}.")).because(error)
+        };
+        self.run_files(guest, &mut hands).map_err(unavailable)?;
+        let output = self.files.open_log(guest)?;
+        let start = EngineStart { spec: launch.spec.clone(), handed: hands.names, run_as };
+        let child = spawn::engine(&start, hands.fds, output).map_err(unavailable)?;
+        let engine = self.watch(guest, child, run_as).map_err(unavailable)?;
+        tracing::info!(%guest, pid = engine.pid, "started an engine");
+        self.live.insert(guest.clone(), engine);
+        Ok(())
+    }
+
+    /// The host's end of the guest's network card.
+    fn connect(&self, guest: &Id, attachment: &Attachment, run_as: Option<u32>) -> Result<OwnedFd> {
+        if *attachment == Attachment::User {
+            return passt::start(run_as);
+        }
+        let tap = tap::open(&tap::name_of(guest))?;
+        match attachment {
+            Attachment::Nat => self.networks.attach_nat(&tap.name)?,
+            Attachment::Bridge(bridge) => self.networks.attach_bridge(bridge, &tap.name)?,
+            Attachment::User => {}
+        }
+        Ok(tap.descriptor)
+    }
+
+    /// Sockets and the end file, in a folder of the guest's own.
+    fn run_files(&self, guest: &Id, hands: &mut Hands) -> io::Result<()> {
+        let folder = self.folder(guest);
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder)?;
+        for (handed, name) in [
+            (Handed::ControlSocket, "control.sock"),
+            (Handed::SerialSocket, "serial.sock"),
+            (Handed::VncSocket, "vnc.sock"),
+        ] {
+            let path = folder.join(name);
+            let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+            rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+            std::os::unix::fs::chown(&path, self.web_user, self.web_user)?;
+            hands.give(handed, socket);
+        }
+        let end = fs::File::options().create(true).truncate(true).write(true).open(folder.join("end.json"))?;
+        hands.give(Handed::End, end.into());
+        Ok(())
+    }
+
+    /// Remembers a started engine, also for a later hostd.
+    fn watch(&self, guest: &Id, mut child: Child, run_as: Option<u32>) -> io::Result<Engine> {
+        let pid = child.id();
+        let remembered = (|| {
+            let pidfd = open_pidfd(pid)?;
+            let started = started(pid).ok_or_else(|| io::Error::other("the engine ended at once"))?;
+            let file = PidFile { pid, started, boot_id: boot_id(), run_as };
+            fs::write(self.folder(guest).join("pid"), serde_json::to_vec(&file)?)?;
+            Ok(pidfd)
+        })();
+        match remembered {
+            Ok(pidfd) => Ok(Engine { pidfd, pid, run_as, child: Some(child) }),
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error)
+            }
+        }
+    }
+
+    /// The engine of a guest from an earlier life of ours, if that very process still runs.
+    fn find(&self, guest: &Id) -> Option<Engine> {
+        let text = fs::read(self.folder(guest).join("pid")).ok()?;
+        let file: PidFile = serde_json::from_slice(&text).ok()?;
+        if file.boot_id != boot_id() {
+            return None;
+        }
+        // The descriptor first: it stays with the process that is then checked.
+        let pidfd = open_pidfd(file.pid).ok()?;
+        (started(file.pid) == Some(file.started)).then_some(Engine {
+            pidfd,
+            pid: file.pid,
+            run_as: file.run_as,
+            child: None,
+        })
+    }
+
+    fn end_of(&self, guest: &Id) -> EngineEnd {
+        let text = fs::read(self.folder(guest).join("end.json")).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_else(|_| EngineEnd {
+            how: EndKind::Killed,
+            reason: "the engine ended without a word: it was killed from outside, or the host ran out of memory".into(),
+        })
+    }
+
+    fn clear(&self, guest: &Id) {
+        let _ = fs::remove_dir_all(self.folder(guest));
+    }
+
+    fn folder(&self, guest: &Id) -> PathBuf {
+        self.run.join("guests").join(guest.as_str())
+    }
+
+    /// An id that no live engine has; `None` without privilege.
+    fn free_id(&self) -> Option<u32> {
+        self.web_user?;
+        let taken: Vec<u32> = self.live.values().filter_map(|engine| engine.run_as).collect();
+        ENGINE_IDS.into_iter().find(|id| !taken.contains(id))
+    }
+}
+
+/// Descriptors in the order of their numbers.
+#[derive(Default)]
+struct Hands {
+    names: Vec<Handed>,
+    fds: Vec<OwnedFd>,
+}
+
+impl Hands {
+    fn give(&mut self, name: Handed, fd: OwnedFd) {
+        self.names.push(name);
+        self.fds.push(fd);
+    }
+}
+
+fn open_kvm() -> Result<OwnedFd> {
+    match fs::File::options().read(true).write(true).open("/dev/kvm") {
+        Ok(file) => Ok(file.into()),
+        Err(error) => {
+            let remedy = match error.kind() {
+                io::ErrorKind::NotFound => {
+                    "Turn on virtualization in the firmware setup, or load the module kvm-intel or kvm-amd."
+                }
+                io::ErrorKind::PermissionDenied => {
+                    "Add the user who runs Innkeeper to the group kvm, and log in again."
+                }
+                _ => "See innkeeper doctor.",
+            };
+            Err(Error::new(ErrorKind::Unavailable, format!("Cannot open /dev/kvm ({error}). {remedy}")).because(error))
+        }
+    }
+}
+
+fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// When a process started, in ticks since boot; `None` when it is not there, or only a zombie.
+fn started(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command in parentheses may hold anything; the fields after it are plain.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    if state == "Z" { None } else { fields.nth(18)?.parse().ok() }
+}
+
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_its_start_and_not_by_its_number() {
+        let me = std::process::id();
+        assert!(started(me).is_some_and(|ticks| ticks > 0));
+        assert_eq!(started(u32::MAX), None);
+        let folder = tempfile::tempdir().unwrap();
+        let guest = Id::random();
+        let path = folder.path().join("guests").join(guest.as_str());
+        let file = |started| PidFile { pid: me, started, boot_id: boot_id(), run_as: None };
+        let adopt = || {
+            let files = StateFiles::new(folder.path());
+            Engines::adopt(folder.path(), files, Networks::new(folder.path(), folder.path()), None).unwrap()
+        };
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("pid"), serde_json::to_vec(&file(started(me).unwrap())).unwrap()).unwrap();
+        let (engines, gone) = adopt();
+        assert_eq!(engines.list(), [LiveEngine { guest: guest.clone(), pid: me }]);
+        assert!(gone.is_empty());
+        fs::write(path.join("pid"), serde_json::to_vec(&file(1)).unwrap()).unwrap();
+        fs::write(path.join("end.json"), r#"{"how":"off","reason":"the guest switched itself off"}"#).unwrap();
+        let (engines, gone) = adopt();
+        assert!(engines.list().is_empty(), "another process has that number");
+        assert_eq!(gone.first().map(|(id, end)| (id, end.how)), Some((&guest, EndKind::Off)));
+        assert!(!path.exists(), "told once");
+    }
+}

@@ -1,0 +1,214 @@
+//! Files that an engine is handed: opened here, locked here, never by a path that the web role could bend.
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, openat2};
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    types::Id,
+    wire::Place,
+};
+
+/// Folders whose files are nobody's images, whoever asks.
+const NEVER: [&str; 5] = ["/etc", "/proc", "/sys", "/dev", "/run"];
+
+/// The state directory, and how files in it are reached.
+#[derive(Debug, Clone)]
+pub struct StateFiles {
+    path: PathBuf,
+}
+
+impl StateFiles {
+    pub fn new(path: &Path) -> StateFiles {
+        StateFiles { path: path.to_owned() }
+    }
+
+    /// Opens what a guest reads: a CD, a kernel, an initrd, an image to copy. Locked against writers.
+    pub fn open_to_read(&self, place: &Place) -> Result<File> {
+        let file = self.open(place, OFlags::RDONLY)?;
+        lock(&file, libc::F_RDLCK).map_err(|error| busy(place, error))?;
+        Ok(file)
+    }
+
+    /// Opens what a guest writes: only its own disks. Locked for itself alone, for as long as any descriptor of it is open.
+    pub fn open_disk(&self, place: &Place, read_only: bool) -> Result<File> {
+        if read_only {
+            return self.open_to_read(place);
+        }
+        if matches!(place, Place::Host(_)) {
+            return Err(Error::invalid("disk", "A file of the host is only read; copy it to a disk of the guest."));
+        }
+        let file = self.open(place, OFlags::RDWR)?;
+        lock(&file, libc::F_WRLCK).map_err(|error| busy(place, error))?;
+        Ok(file)
+    }
+
+    /// Opens, or makes, the log of a guest.
+    pub fn open_log(&self, guest: &Id) -> Result<File> {
+        let failed = |error: io::Error| {
+            Error::new(ErrorKind::Unavailable, format!("Cannot open the log of the guest: {error}.")).because(error)
+        };
+        let root = self.root().map_err(failed)?;
+        let guests = folder_in(&root, "guests").map_err(failed)?;
+        let own = folder_in(&guests, guest.as_str()).map_err(failed)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
+        let file = beneath(&own, Path::new("log"), flags).map_err(failed)?;
+        let owner = rustix::fs::fstat(&root).map_err(|error| failed(error.into()))?;
+        let ids = (Some(Uid::from_raw(owner.st_uid)), Some(Gid::from_raw(owner.st_gid)));
+        rustix::fs::fchown(&file, ids.0, ids.1).map_err(|error| failed(error.into()))?;
+        regular(file).map_err(failed)
+    }
+
+    /// The state directory itself.
+    pub fn root(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
+        Ok(rustix::fs::open(&self.path, flags, Mode::empty())?)
+    }
+
+    fn open(&self, place: &Place, flags: OFlags) -> Result<File> {
+        let failed = |error: io::Error| {
+            let what = describe(place);
+            let kind =
+                if error.kind() == io::ErrorKind::NotFound { ErrorKind::NotFound } else { ErrorKind::Unavailable };
+            Error::new(kind, format!("Cannot open {what}: {error}.")).because(error)
+        };
+        let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = match place {
+            Place::Image(id) => self.root().and_then(|root| beneath(&root, &Path::new("images").join(raw(id)), flags)),
+            Place::Disk(id) => self.root().and_then(|root| beneath(&root, &Path::new("disks").join(raw(id)), flags)),
+            Place::Host(path) => return self.open_host(path, flags),
+        };
+        file.and_then(regular).map_err(failed)
+    }
+
+    /// A registered file of the host: absolute, regular, and not of the system or of our own state.
+    fn open_host(&self, path: &Path, flags: OFlags) -> Result<File> {
+        let failed = |error: io::Error| {
+            Error::invalid("path", format!("Cannot open {}: {error}.", path.display())).because(error)
+        };
+        if !path.is_absolute() {
+            return Err(Error::invalid("path", "A file of the host is named by its absolute path."));
+        }
+        let real = path.canonicalize().map_err(failed)?;
+        let own = self.path.canonicalize().map_err(failed)?;
+        if NEVER.iter().any(|folder| real.starts_with(folder)) || real.starts_with(&own) {
+            return Err(Error::invalid("path", format!("{} is not a place for images.", path.display())));
+        }
+        // The real path has no symbolic links; one that appears meanwhile is refused.
+        let opened = openat2(CWD, &real, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS);
+        opened.map_err(io::Error::from).and_then(regular).map_err(failed)
+    }
+}
+
+/// Opens a folder, and makes it when it is not there; it belongs to whoever owns the one above.
+fn folder_in(above: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    let owner = rustix::fs::fstat(above)?;
+    match rustix::fs::mkdirat(above, name, Mode::from_bits_truncate(0o750)) {
+        Ok(()) => {
+            let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
+            chownat(above, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        Err(rustix::io::Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+    Ok(openat2(above, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?)
+}
+
+fn raw(id: &Id) -> String {
+    format!("{id}.raw")
+}
+
+fn beneath(root: &OwnedFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    let mode = if flags.contains(OFlags::CREATE) { Mode::from_bits_truncate(0o640) } else { Mode::empty() };
+    Ok(openat2(root, path, flags, mode, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?)
+}
+
+fn regular(fd: OwnedFd) -> io::Result<File> {
+    let file = File::from(fd);
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    if meta.nlink() == 0 {
+        return Err(io::Error::other("it was deleted"));
+    }
+    Ok(file)
+}
+
+/// An open file description lock on the whole file: it goes with the descriptor to the engine, and ends with the last copy.
+fn lock(file: &File, kind: i32) -> io::Result<()> {
+    let flock = libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 };
+    fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&flock))?;
+    Ok(())
+}
+
+fn busy(place: &Place, error: io::Error) -> Error {
+    let what = describe(place);
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Error::conflict(format!("Another guest or program is using {what}.")),
+        _ => Error::new(ErrorKind::Unavailable, format!("Cannot lock {what}: {error}.")).because(error),
+    }
+}
+
+fn describe(place: &Place) -> String {
+    match place {
+        Place::Image(id) => format!("the image {id}"),
+        Place::Disk(id) => format!("the disk {id}"),
+        Place::Host(path) => path.display().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_somebody_writes_is_not_opened_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = StateFiles::new(folder.path());
+        let id = Id::random();
+        std::fs::create_dir(folder.path().join("disks")).unwrap();
+        std::fs::write(folder.path().join("disks").join(raw(&id)), [0; 512]).unwrap();
+        let first = files.open_disk(&Place::Disk(id.clone()), false).unwrap();
+        let second = files.open_disk(&Place::Disk(id.clone()), false).unwrap_err();
+        assert_eq!(second.kind(), ErrorKind::Conflict);
+        assert_eq!(files.open_to_read(&Place::Disk(id.clone())).unwrap_err().kind(), ErrorKind::Conflict);
+        drop(first);
+        let reader = files.open_to_read(&Place::Disk(id.clone())).unwrap();
+        assert!(files.open_to_read(&Place::Disk(id.clone())).is_ok(), "readers share");
+        assert!(files.open_disk(&Place::Disk(id), false).is_err(), "and keep writers out");
+        drop(reader);
+    }
+
+    #[test]
+    fn links_folders_and_system_files_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = StateFiles::new(folder.path());
+        let id = Id::random();
+        std::fs::create_dir_all(folder.path().join("images")).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", folder.path().join("images").join(raw(&id))).unwrap();
+        assert!(files.open_to_read(&Place::Image(id.clone())).is_err(), "a link in our own folder");
+        std::os::unix::fs::symlink("/etc", folder.path().join("guests")).unwrap();
+        assert!(files.open_log(&id).is_err(), "a link instead of a folder");
+        for path in ["/etc/passwd", "/proc/self/status", "/dev/null", "relative", "/tmp", "/nonexistent"] {
+            assert!(files.open_to_read(&Place::Host(path.into())).is_err(), "{path}");
+        }
+        let own = folder.path().join("innkeeper.db");
+        std::fs::write(&own, "secret").unwrap();
+        assert!(files.open_to_read(&Place::Host(own)).is_err(), "our own state");
+        let elsewhere = tempfile::NamedTempFile::new().unwrap();
+        assert!(files.open_to_read(&Place::Host(elsewhere.path().into())).is_ok());
+        assert!(files.open_disk(&Place::Host(elsewhere.path().into()), false).is_err(), "never to write");
+    }
+}

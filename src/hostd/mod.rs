@@ -1,0 +1,330 @@
+//! `hostd`: the small, single-threaded supervisor. As root it is the only privileged part: it holds the port, opens files and
+//! devices, starts the web role and the engines, and makes networks. It answers a closed set of requests and nothing else.
+//!
+//! The web role dies: it is started again. We die: the web role ends with our socket; engines run on and are found again.
+
+pub mod engines;
+pub mod files;
+pub mod requests;
+pub mod spawn;
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    net::{SocketAddr, TcpListener},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{fs::PermissionsExt, net::UnixListener},
+    },
+    path::{Path, PathBuf},
+    process::Child,
+    time::{Duration, Instant},
+};
+
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{AddressFamily, SocketFlags, SocketType, socketpair},
+};
+
+use self::{engines::Engines, files::StateFiles};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    host::net::Networks,
+    types::Id,
+    wire::{self, EngineEnd, HostCall, HostMessage},
+};
+
+/// The service user where no user `innkeeper` exists (no systemd-sysusers): outside every range that distributions give out.
+const FALLBACK_ID: u32 = 60_999;
+/// How long the web role may take to end.
+const WEB_END: Duration = Duration::from_millis(1500);
+/// A web role that ends so soon after its start will do so again.
+const WEB_TOO_SOON: Duration = Duration::from_secs(2);
+const WEB_FAILURES_MAX: u32 = 5;
+
+/// What `innkeeper serve` was told.
+#[derive(Debug, Clone)]
+pub struct ServeConfig {
+    pub state: PathBuf,
+    pub run: PathBuf,
+    pub listen: SocketAddr,
+}
+
+/// Serves until SIGTERM or SIGINT. Engines run on.
+///
+/// Errors: `Conflict` when another process serves this state, and who; what is missing otherwise.
+pub fn serve(config: &ServeConfig) -> Result<()> {
+    let web_user = web_user();
+    prepare(&config.state, 0o750, web_user)?;
+    prepare(&config.run, 0o755, web_user)?;
+    let mut lock = lock(&config.state)?;
+    let listener = TcpListener::bind(config.listen).map_err(|error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::AddrInUse => " Another program has it: end that, or choose another with --listen.",
+            _ => "",
+        };
+        Error::new(ErrorKind::Unavailable, format!("Cannot listen on {}: {error}.{remedy}", config.listen))
+            .because(error)
+    })?;
+    let address = listener.local_addr().map_or(config.listen, |address| address);
+    let internal = |error: io::Error| Error::internal(format!("Cannot start: {error}."), error);
+    lock.set_len(0).and_then(|()| writeln!(lock, "{} {address}", std::process::id())).map_err(internal)?;
+    let api = bind_api(&config.run, web_user).map_err(internal)?;
+    let networks = Networks::new(&config.state, &config.run);
+    let files = StateFiles::new(&config.state);
+    let (engines, gone) = Engines::adopt(&config.run, files.clone(), networks.clone(), web_user).map_err(internal)?;
+    let mut hostd = Hostd {
+        config: config.clone(),
+        web_user,
+        listener,
+        api,
+        files,
+        engines,
+        networks,
+        web: None,
+        unheard: gone,
+        failures: 0,
+    };
+    hostd.run().map_err(internal)
+}
+
+struct Hostd {
+    config: ServeConfig,
+    web_user: Option<u32>,
+    listener: TcpListener,
+    api: UnixListener,
+    files: StateFiles,
+    engines: Engines,
+    networks: Networks,
+    web: Option<Web>,
+    /// Ends of engines that no web role has heard of yet.
+    unheard: Vec<(Id, EngineEnd)>,
+    failures: u32,
+}
+
+struct Web {
+    child: Child,
+    socket: OwnedFd,
+    started: Instant,
+}
+
+/// What woke the loop.
+enum Woken {
+    Signal,
+    Web,
+    Engine(Id),
+}
+
+impl Hostd {
+    fn run(&mut self) -> io::Result<()> {
+        let mut set = SigSet::empty();
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
+            set.add(signal);
+        }
+        set.thread_block()?;
+        let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        self.start_web()?;
+        self.first_network();
+        loop {
+            for woken in self.wait(&signals)? {
+                match woken {
+                    Woken::Signal => {
+                        while let Ok(Some(signal)) = signals.read_signal() {
+                            if signal.ssi_signo != Signal::SIGCHLD as u32 {
+                                self.end_web();
+                                return Ok(());
+                            }
+                        }
+                    }
+                    Woken::Web => self.serve_web(),
+                    Woken::Engine(guest) => {
+                        let end = self.engines.ended(&guest);
+                        tracing::info!(%guest, reason = end.reason, "an engine ended");
+                        self.unheard.push((guest, end));
+                    }
+                }
+            }
+            self.check_web()?;
+            self.tell();
+        }
+    }
+
+    fn wait(&self, signals: &SignalFd) -> io::Result<Vec<Woken>> {
+        let mut fds = vec![PollFd::new(signals, PollFlags::IN)];
+        let mut meanings = vec![Woken::Signal];
+        if let Some(web) = &self.web {
+            fds.push(PollFd::new(&web.socket, PollFlags::IN));
+            meanings.push(Woken::Web);
+        }
+        for (guest, watch) in self.engines.watches() {
+            fds.push(PollFd::from_borrowed_fd(watch, PollFlags::IN));
+            meanings.push(Woken::Engine(guest.clone()));
+        }
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        Ok(meanings.into_iter().zip(ready).filter_map(|(meaning, ready)| ready.then_some(meaning)).collect())
+    }
+
+    fn start_web(&mut self) -> io::Result<()> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+        let child = spawn::web(spawn::Web {
+            state: &self.config.state,
+            run: &self.config.run,
+            hostd: theirs,
+            listener: self.listener.as_fd().try_clone_to_owned()?,
+            api: self.api.as_fd().try_clone_to_owned()?,
+            run_as: self.web_user,
+        })?;
+        self.web = Some(Web { child, socket: ours, started: Instant::now() });
+        Ok(())
+    }
+
+    /// Starts the web role again when it has ended; gives up on one that cannot start.
+    fn check_web(&mut self) -> io::Result<()> {
+        let Some(web) = &mut self.web else { return Ok(()) };
+        let Some(status) = web.child.try_wait()? else { return Ok(()) };
+        let soon = web.started.elapsed() < WEB_TOO_SOON;
+        self.web = None;
+        self.failures = if soon { self.failures + 1 } else { 0 };
+        if soon && (status.code().is_some_and(|code| code != 0) || self.failures >= WEB_FAILURES_MAX) {
+            return Err(io::Error::other(format!("the web role cannot run ({status})")));
+        }
+        tracing::warn!(%status, "the web role ended; it is started again");
+        self.start_web()
+    }
+
+    /// Answers what the web role asks.
+    fn serve_web(&mut self) {
+        loop {
+            let Some(web) = &self.web else { return };
+            let call = match wire::receive::<HostCall>(&web.socket) {
+                Ok(Some((call, _))) => call,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // The end of the socket, or nonsense: SIGCHLD tells of the one, the other has no place here.
+                Ok(None) => return self.drop_web(),
+                Err(error) => {
+                    tracing::error!(%error, "the web role sent what is no request");
+                    return self.drop_web();
+                }
+            };
+            let (result, descriptor) = requests::answer(self, call.request);
+            let message = HostMessage::Answer { seq: call.seq, result };
+            let descriptors: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
+            self.send(&message, &descriptors);
+        }
+    }
+
+    fn tell(&mut self) {
+        if self.web.is_none() {
+            return;
+        }
+        for (guest, end) in std::mem::take(&mut self.unheard) {
+            self.send(&HostMessage::EngineGone { guest, end }, &[]);
+        }
+    }
+
+    fn send(&mut self, message: &HostMessage, descriptors: &[std::os::fd::BorrowedFd<'_>]) {
+        let Some(web) = &self.web else { return };
+        if let Err(error) = wire::send(&web.socket, message, descriptors) {
+            tracing::warn!(%error, "the web role does not listen");
+            self.drop_web();
+        }
+    }
+
+    /// Ends a web role that is of no more use; `check_web` starts another.
+    fn drop_web(&mut self) {
+        if let Some(web) = &mut self.web {
+            let _ = web.child.kill();
+            let _ = web.child.wait();
+        }
+    }
+
+    fn end_web(&mut self) {
+        let Some(mut web) = self.web.take() else { return };
+        let pid = i32::try_from(web.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        if let Some(pid) = pid {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let deadline = Instant::now() + WEB_END;
+        while Instant::now() < deadline {
+            if !matches!(web.child.try_wait(), Ok(None)) {
+                return;
+            }
+            // SIGCHLD is blocked and pending; a short poll on nothing is the wait.
+            let _ = poll(&mut [], Some(&Timespec { tv_sec: 0, tv_nsec: 5_000_000 }));
+        }
+        let _ = web.child.kill();
+        let _ = web.child.wait();
+    }
+
+    /// With privilege a NAT network is there from the first start on. A host without the tools says so on its page.
+    fn first_network(&self) {
+        if self.web_user.is_some()
+            && let Err(error) = self.networks.ensure_nat()
+        {
+            tracing::warn!("{}", error.for_log());
+        }
+    }
+}
+
+/// Root gives the web role to the user `innkeeper`; an ordinary user runs everything as itself.
+fn web_user() -> Option<u32> {
+    if !nix::unistd::geteuid().is_root() {
+        return None;
+    }
+    let named = nix::unistd::User::from_name("innkeeper").ok().flatten();
+    Some(named.map_or(FALLBACK_ID, |user| user.uid.as_raw()))
+}
+
+/// Makes a folder of ours, and gives it to the web role.
+fn prepare(path: &Path, mode: u32, owner: Option<u32>) -> Result<()> {
+    let failed = |error: io::Error| {
+        Error::new(ErrorKind::Unavailable, format!("Cannot use the folder {}: {error}.", path.display())).because(error)
+    };
+    fs::create_dir_all(path).map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
+    if owner.is_some() {
+        std::os::unix::fs::chown(path, owner, owner).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// One server for one state. The lock ends with the process, however that ends.
+fn lock(state: &Path) -> Result<File> {
+    let path = state.join("serve.lock");
+    let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+    let file = file.map_err(|error| {
+        Error::new(ErrorKind::Unavailable, format!("Cannot open {}: {error}.", path.display())).because(error)
+    })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(_) => {
+            let holder = fs::read_to_string(&path).unwrap_or_default();
+            let (pid, address) = holder.trim().split_once(' ').unwrap_or(("unknown", "an unknown address"));
+            Err(Error::conflict(format!(
+                "Another Innkeeper serves {} already: process {pid}, listening on {address}.",
+                state.display()
+            )))
+        }
+    }
+}
+
+/// The socket of the command line; whoever may connect is checked again by the web role.
+fn bind_api(run: &Path, owner: Option<u32>) -> io::Result<UnixListener> {
+    let path = run.join("api.sock");
+    let _ = fs::remove_file(&path);
+    let api = UnixListener::bind(&path)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o660))?;
+    if owner.is_some() {
+        std::os::unix::fs::chown(&path, owner, owner)?;
+    }
+    Ok(api)
+}

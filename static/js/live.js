@@ -1,0 +1,31 @@
+// Whether the page is live: says so in the top bar, says since when it is not, and asks for the stream again by itself.
+
+import { clock } from "./words.js";
+
+const RETRY_MS = 3000;
+const stream = document.getElementById("stream");
+const said = document.getElementById("live-state");
+let lostAt = null;
+
+function tell(live) {
+  if (!said) return;
+  lostAt = live ? null : (lostAt ?? clock());
+  said.dataset.state = live ? "live" : "lost";
+  const words = live ? "live" : `not live since ${lostAt}`;
+  if (said.textContent !== words) said.textContent = words;
+}
+
+if (stream) {
+  stream.addEventListener("htmx:sse:after:connection", () => tell(true));
+  stream.addEventListener("htmx:sse:after:message", () => tell(true));
+  stream.addEventListener("htmx:sse:error", () => tell(false));
+  // The first connection failed, or the stream was given up: a reconnect is ours to ask for.
+  const again = () => {
+    if (stream._htmx?.sse || !stream.isConnected) return;
+    tell(false);
+    setTimeout(() => window.htmx.trigger(stream, "reconnect"), RETRY_MS);
+  };
+  stream.addEventListener("htmx:finally:request", () => setTimeout(again));
+  stream.addEventListener("htmx:sse:close", () => setTimeout(again));
+  addEventListener("pagehide", () => stream.replaceWith()); // leaving is not losing
+}
