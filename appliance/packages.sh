@@ -43,8 +43,11 @@ need() {
   [ ${#missing[@]} = 0 ] && return
   apt_lists
   say "installing ${missing[*]}"
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" >&2 </dev/null \
-    || fail "could not install: ${missing[*]}"
+  local log
+  log=$(as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" 2>&1 </dev/null) || {
+    printf '%s\n' "$log" >&2
+    fail "could not install: ${missing[*]}"
+  }
 }
 
 # unpack_package PACKAGE FOLDER: the package's files under FOLDER, without installing it. FOLDER appears only when complete.
