@@ -1,3 +1,4 @@
+#!/bin/bash
 # Distribution packages for the scripts here (sourced by bash): install what is missing, or fetch one and unpack it without installing.
 # Sourcing it sets INNKEEPER_CACHE (default ~/.cache/innkeeper); nothing is ever written beside the sources.
 
