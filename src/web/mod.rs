@@ -27,8 +27,8 @@ use self::{
     view::{Chrome, Flash, Level, Tab, Who},
 };
 use crate::{
-    auth::Auth, changes::Changes, error::Error, guests::Guests, host_client::HostClient, store::Store, store::users::Role, tasks::Tasks,
-    types::Id,
+    auth::Auth, changes::Changes, error::Error, guests::Guests, host_client::HostClient, store::Store,
+    store::users::Role, tasks::Tasks, types::Id,
 };
 
 /// The services behind the handlers: `state: web::Data<State>`.

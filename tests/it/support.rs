@@ -52,7 +52,10 @@ impl TestApp {
         TestApp::on(Arc::new(tempfile::tempdir().unwrap()), host)
     }
 
-    fn on(state: Arc<tempfile::TempDir>, host: impl Fn(&HostRequest, &Path) -> HostAnswered + Send + 'static) -> TestApp {
+    fn on(
+        state: Arc<tempfile::TempDir>,
+        host: impl Fn(&HostRequest, &Path) -> HostAnswered + Send + 'static,
+    ) -> TestApp {
         let run_dir = state.path().join("run");
         fs::create_dir_all(&run_dir).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -104,7 +107,8 @@ impl TestApp {
         client.get("/login");
         if client.get("/login").location() == Some("/setup") {
             let token = admin::setup_token(self.state.path()).unwrap();
-            let fields = [("token", token.as_str()), ("name", "ada"), ("password", PASSWORD), ("password_again", PASSWORD)];
+            let fields =
+                [("token", token.as_str()), ("name", "ada"), ("password", PASSWORD), ("password_again", PASSWORD)];
             let answer = client.post("/setup", &fields);
             assert_eq!(answer.status, 303, "{}", answer.text());
         } else {
@@ -132,7 +136,9 @@ pub const PASSWORD: &str = "correct horse";
 pub fn usual_host(request: &HostRequest, state: &Path) -> HostAnswered {
     let open = |path: PathBuf| match fs::File::open(&path) {
         Ok(file) => Ok((HostAnswer::File { size_bytes: file.metadata().unwrap().len() }, vec![OwnedFd::from(file)])),
-        Err(error) => Err(HostRefusal { kind: ErrorKind::NotFound, message: format!("Cannot open {}: {error}.", path.display()) }),
+        Err(error) => {
+            Err(HostRefusal { kind: ErrorKind::NotFound, message: format!("Cannot open {}: {error}.", path.display()) })
+        }
     };
     match request {
         HostRequest::StartEngine(_) | HostRequest::KillEngine(_) => Ok((HostAnswer::Done, vec![])),
@@ -155,7 +161,12 @@ pub fn usual_host(request: &HostRequest, state: &Path) -> HostAnswered {
     }
 }
 
-fn supervise(socket: &OwnedFd, asked: &Mutex<Vec<HostRequest>>, state: &Path, host: impl Fn(&HostRequest, &Path) -> HostAnswered) {
+fn supervise(
+    socket: &OwnedFd,
+    asked: &Mutex<Vec<HostRequest>>,
+    state: &Path,
+    host: impl Fn(&HostRequest, &Path) -> HostAnswered,
+) {
     while let Ok(Some((call, _))) = wire::receive::<HostCall>(socket) {
         asked.lock().unwrap().push(call.request.clone());
         let (result, fds) = match host(&call.request, state) {
@@ -222,7 +233,8 @@ impl Client {
 
     /// Sends anything; keeps the cookie of the answer and reads the token of its page.
     pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-        let mut request = ureq::http::Request::builder().method(method).uri(format!("https://localhost:{}{path}", self.port));
+        let mut request =
+            ureq::http::Request::builder().method(method).uri(format!("https://localhost:{}{path}", self.port));
         if let Some(cookie) = &self.cookie {
             request = request.header("cookie", cookie);
         }
@@ -235,7 +247,8 @@ impl Client {
             self.agent.run(request.body(body).unwrap())
         };
         let mut answer = answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
-        let headers = answer.headers().iter().map(|(key, value)| (key.to_string(), value.to_str().unwrap().to_owned())).collect();
+        let headers =
+            answer.headers().iter().map(|(key, value)| (key.to_string(), value.to_str().unwrap().to_owned())).collect();
         let body = answer.body_mut().with_config().limit(64 << 20).read_to_vec().unwrap();
         let answer = Answer { status: answer.status().as_u16(), headers, body };
         if let Some(cookie) = answer.header("set-cookie") {
@@ -265,11 +278,14 @@ impl Client {
     /// A JSON request as the page's script sends it.
     pub fn call(&mut self, method: &str, path: &str, json: &serde_json::Value) -> Answer {
         let (origin, csrf) = (format!("https://localhost:{}", self.port), self.csrf.clone());
-        let headers = [("origin", origin.as_str()), ("x-csrf-token", csrf.as_str()), ("content-type", "application/json")];
+        let headers =
+            [("origin", origin.as_str()), ("x-csrf-token", csrf.as_str()), ("content-type", "application/json")];
         self.send(method, path, &headers, json.to_string().as_bytes())
     }
 }
 
 pub fn escape(text: &str) -> String {
-    text.bytes().map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+    text.bytes()
+        .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
 }
