@@ -2,4 +2,5 @@
 
 mod network;
 mod support;
+mod tidy;
 mod web;
