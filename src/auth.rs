@@ -219,20 +219,17 @@ impl Auth {
 
     /// Like `set_password`, for the user's own: the old one is asked for.
     ///
-    /// Errors: `Invalid` at `password` or `new_password`.
+    /// Errors: `Invalid` at `current` or `password`.
     pub async fn change_password(&self, who: &Known, old: &str, new: &str, address: IpAddr) -> Result<()> {
         self.throttle().admit(address)?;
         let id = who.user_id.clone();
         let row = self.store.reading(move |tx| users::by_id(tx, &id)).await?;
         if !self.verify(old, row.map(|row| row.password_hash)).await? {
             self.throttle().failed(address);
-            return Err(Error::invalid("password", "This is not your password."));
+            return Err(Error::invalid("current", "This is not your password."));
         }
         self.throttle().succeeded(address);
-        self.set_password(&who.user_id, new, who.login.as_ref()).await.map_err(|error| match error.kind() {
-            ErrorKind::Invalid => error.at("new_password"),
-            _ => error,
-        })
+        self.set_password(&who.user_id, new, who.login.as_ref()).await
     }
 
     /// Deletes a user with logins and tokens. The last administrator stays.

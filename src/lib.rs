@@ -11,6 +11,7 @@ pub mod guests;
 pub mod host;
 pub mod host_client;
 pub mod hostd;
+pub mod images;
 pub mod spec;
 pub mod store;
 pub mod tasks;

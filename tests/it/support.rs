@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{Read, Write},
     net::TcpListener,
     os::{
         fd::{AsFd, OwnedFd},
@@ -188,6 +189,9 @@ pub struct Client {
     pub csrf: String,
 }
 
+/// A TLS connection without HTTP, for what no client would send.
+pub type RawConnection = rustls::StreamOwned<rustls::ClientConnection, std::net::TcpStream>;
+
 /// What came back.
 pub struct Answer {
     pub status: u16,
@@ -282,6 +286,50 @@ impl Client {
             [("origin", origin.as_str()), ("x-csrf-token", csrf.as_str()), ("content-type", "application/json")];
         self.send(method, path, &headers, json.to_string().as_bytes())
     }
+}
+
+impl Client {
+    /// A connection on which the test speaks for itself.
+    pub fn raw(app: &TestApp) -> RawConnection {
+        use rustls::pki_types::{CertificateDer, pem::PemObject};
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(app.path("tls/ca.pem")).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
+        let connection = rustls::ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
+        let socket = std::net::TcpStream::connect(("127.0.0.1", app.port)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        rustls::StreamOwned::new(connection, socket)
+    }
+
+    /// The beginning of a request of this login.
+    pub fn head(&self, method: &str, path: &str, more: &str) -> String {
+        let (port, cookie, csrf) = (self.port, self.cookie.as_deref().unwrap_or(""), &self.csrf);
+        format!("{method} {path} HTTP/1.1\r\nHost: localhost:{port}\r\nCookie: {cookie}\r\nX-CSRF-Token: {csrf}\r\n{more}\r\n")
+    }
+
+    /// Opens a stream of events; the returned connection has read past the head of the answer.
+    pub fn stream(&self, app: &TestApp, path: &str) -> RawConnection {
+        let mut connection = Client::raw(app);
+        connection.write_all(self.head("GET", path, "").as_bytes()).unwrap();
+        let head = read_until(&mut connection, "\r\n\r\n");
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        connection
+    }
+}
+
+/// Reads until `end` has come, byte by byte; what was read.
+pub fn read_until(from: &mut impl Read, end: &str) -> String {
+    let mut text = Vec::new();
+    while !text.ends_with(end.as_bytes()) {
+        let mut byte = [0];
+        match from.read(&mut byte) {
+            Ok(1) => text.push(byte[0]),
+            other => panic!("{other:?} after {}", String::from_utf8_lossy(&text)),
+        }
+    }
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 pub fn escape(text: &str) -> String {
