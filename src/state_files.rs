@@ -22,7 +22,9 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 pub fn make_private(path: &Path) -> io::Result<()> {
     let (file, folder) = (fs::metadata(path)?, fs::metadata(path.parent().unwrap_or(Path::new("/")))?);
     let mode = if file.is_dir() { 0o700 } else { 0o600 };
-    if file.mode() & 0o777 != mode && (file.uid() == nix::unistd::geteuid().as_raw() || nix::unistd::geteuid().is_root()) {
+    if file.mode() & 0o777 != mode
+        && (file.uid() == nix::unistd::geteuid().as_raw() || nix::unistd::geteuid().is_root())
+    {
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     }
     if nix::unistd::geteuid().is_root() && (file.uid(), file.gid()) != (folder.uid(), folder.gid()) {

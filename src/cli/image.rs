@@ -96,7 +96,9 @@ pub(super) fn resolve(client: &Client, place: &PlaceArgs, text: &str) -> Outcome
         return Ok(image.id.clone());
     }
     if !text.contains('/') && (place.url.is_some() || !Path::new(text).exists()) {
-        return Err(Failure::failed(format!("There is no image \"{text}\" in the library, and no file of that name here.")));
+        return Err(Failure::failed(format!(
+            "There is no image \"{text}\" in the library, and no file of that name here."
+        )));
     }
     let path = absolute(place, text)?;
     match images.into_iter().find(|image| image.host_path.as_deref() == Some(&path)) {

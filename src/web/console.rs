@@ -91,7 +91,13 @@ async fn serial(
     upgrade(&request, payload, move |viewing| carry(viewing, engine, Kind::Serial, may_type, end))
 }
 
-async fn vnc(who: Viewer, state: Data<State>, id: Path<String>, request: HttpRequest, payload: Payload) -> Result<HttpResponse> {
+async fn vnc(
+    who: Viewer,
+    state: Data<State>,
+    id: Path<String>,
+    request: HttpRequest,
+    payload: Payload,
+) -> Result<HttpResponse> {
     if who.role < UserRole::Operator {
         let text = "The screen can be typed into, so it needs the role operator. You can look at screenshots and the serial console.";
         return Err(Error::new(ErrorKind::Forbidden, text));
@@ -372,7 +378,10 @@ mod tests {
         let wire = b"\x01\x02\x00\x00\x00{}\x07\x01\x00\x00\x00?\x00\x03\x00\x00\x00abc\x00\xff\xff\xff\xff";
         let mut frames = Frames(BufReader::new(wire.as_slice()));
         assert!(matches!(frames.next().await, Ok(Some(Frame::Text(text))) if text == "{}"));
-        assert!(matches!(frames.next().await, Ok(Some(Frame::Data(bytes))) if bytes == b"abc"), "unknown kinds are skipped");
+        assert!(
+            matches!(frames.next().await, Ok(Some(Frame::Data(bytes))) if bytes == b"abc"),
+            "unknown kinds are skipped"
+        );
         assert!(frames.next().await.is_err(), "4 GiB");
         assert!(matches!(Frames(BufReader::new(&b""[..])).next().await, Ok(None)));
         assert!(Frames(BufReader::new(&b"\x00\x03\x00\x00\x00a"[..])).next().await.is_err());

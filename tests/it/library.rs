@@ -100,7 +100,8 @@ fn an_upload_that_breaks_or_cannot_fit_leaves_nothing() {
     let app = TestApp::start();
     let (mut client, _) = ready(&app);
     let mut raw = Client::raw(&app);
-    raw.write_all(client.head("PUT", "/api/v1/images/upload?name=cut.iso", "Content-Length: 100000\r\n").as_bytes()).unwrap();
+    raw.write_all(client.head("PUT", "/api/v1/images/upload?name=cut.iso", "Content-Length: 100000\r\n").as_bytes())
+        .unwrap();
     raw.write_all(&iso()).unwrap();
     raw.flush().unwrap();
     eventually("the upload has begun", || client.get("/api/v1/images").text().contains("cut.iso"));
@@ -151,7 +152,9 @@ fn origin(bytes: Vec<u8>, promised: usize) -> String {
         for mut socket in listener.incoming().take(3).flatten() {
             let mut head = [0; 1024];
             let _ = socket.read(&mut head);
-            let _ = socket.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {promised}\r\nConnection: close\r\n\r\n").as_bytes());
+            let _ = socket.write_all(
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {promised}\r\nConnection: close\r\n\r\n").as_bytes(),
+            );
             let _ = socket.write_all(&bytes);
         }
     });
@@ -178,7 +181,10 @@ fn a_fetch_that_fails_says_why_and_leaves_nothing() {
     let (mut client, _) = ready(&app);
     let cases = [
         (json!({"url": origin(iso(), 1 << 20), "name": "a"}), "The connection to 127.0.0.1 broke"),
-        (json!({"url": origin(iso(), iso().len()), "sha256": "0".repeat(64), "name": "b"}), "The SHA-256 of what arrived"),
+        (
+            json!({"url": origin(iso(), iso().len()), "sha256": "0".repeat(64), "name": "b"}),
+            "The SHA-256 of what arrived",
+        ),
         (json!({"url": origin(b"<!doctype html>".to_vec(), 15), "name": "c"}), "web page"),
         (json!({"url": "http://127.0.0.1:9/x", "name": "d"}), "127.0.0.1 does not give it"),
     ];
@@ -235,7 +241,8 @@ fn a_file_of_the_host_stays_where_it_is() {
     assert_eq!((image["kind"].as_str(), image["host_path"].as_str()), (Some("kernel"), Some(path)));
     let asked = app.asked.lock().unwrap().clone();
     assert!(asked.contains(&HostRequest::OpenFile(Place::Host(path.into()))), "the supervisor opens it: {asked:?}");
-    let cases = [(path, "already, as"), ("/no/such/file", "Cannot open"), ("relative", "begins with"), ("/", "not a file")];
+    let cases =
+        [(path, "already, as"), ("/no/such/file", "Cannot open"), ("relative", "begins with"), ("/", "not a file")];
     for (path, word) in cases {
         let answer = client.post("/images/host", &[("path", path), ("name", "other")]);
         assert_eq!(answer.status, 422, "{path}: {}", answer.text());

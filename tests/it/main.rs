@@ -9,4 +9,5 @@ mod library;
 mod lifecycle;
 mod network;
 mod support;
+mod tidy;
 mod web;
