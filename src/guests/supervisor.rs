@@ -107,12 +107,8 @@ pub struct Supervisor {
 
 enum Message {
     /// A person asks. `launch` comes with `Start` alone.
-    Ask {
-        event: Event,
-        launch: Option<Box<Launch>>,
-        reply: oneshot::Sender<Result<()>>,
-    },
-    StartAnswered(Result<()>),
+    Ask { event: Event, launch: Option<Box<Launch>>, reply: oneshot::Sender<Result<()>> },
+    StartAnswered { result: Result<()>, reply: oneshot::Sender<Result<()>> },
     CannotStart(Error),
     Connected {
         attempt: u64,
@@ -233,8 +229,13 @@ impl Task {
     async fn handle(&mut self, message: Message) {
         match message {
             Message::Ask { event, launch, reply } => self.ask(event, launch, reply).await,
-            Message::StartAnswered(Ok(())) => self.connect(),
-            Message::StartAnswered(Err(error)) => self.start_refused(&error).await,
+            Message::StartAnswered { result, reply } => {
+                match &result {
+                    Ok(()) => self.connect(),
+                    Err(error) => self.start_refused(error).await,
+                }
+                let _ = reply.send(result);
+            }
             Message::CannotStart(error) => {
                 if let Ok((next, _)) = step(self.state(), Event::Start) {
                     self.enter(next, None);
@@ -319,12 +320,7 @@ impl Task {
                 Some(launch) => host.call(HostRequest::StartEngine(launch)).await.map(|_| ()),
                 None => Err(Error::internal("Cannot start the guest.", "a start without a launch")),
             };
-            let said = match &result {
-                Ok(()) => Ok(()),
-                Err(error) => Err(Error::new(error.kind(), error.to_string())),
-            };
-            let _ = inbox.send(Message::StartAnswered(result)).await;
-            let _ = reply.send(said);
+            let _ = inbox.send(Message::StartAnswered { result, reply }).await;
         });
     }
 

@@ -207,8 +207,8 @@ impl End {
         End { ended: who.ended.clone(), server: state.ending.clone(), status }
     }
 
-    /// The sentence for the viewer; nothing when connecting again may help.
-    async fn reason(mut self) -> Option<String> {
+    /// The sentence for the viewer, `said` by the engine when it said one; nothing when connecting again may help.
+    async fn reason(mut self, said: Option<String>) -> Option<String> {
         if self.server.is_cancelled() {
             return None;
         }
@@ -222,9 +222,17 @@ impl End {
                 _ => "The guest has stopped.".to_owned(),
             }),
             Ok(Err(_)) => Some("The guest was deleted.".to_owned()),
-            Err(_) => None,
+            Err(_) => said,
         }
     }
+}
+
+/// Which side ended a console.
+enum Side {
+    Viewer,
+    /// With its reason, when it gave one.
+    Engine(Option<String>),
+    Server,
 }
 
 /// Carries bytes both ways until one side ends, then says why and closes.
@@ -236,10 +244,10 @@ async fn carry(viewing: Viewing, engine: UnixStream, kind: Kind, may_type: bool,
         while let Some(Ok(message)) = typed.next().await {
             heard.set(Instant::now());
             if inward(message, may_type, &mut to_engine).await.is_err() {
-                return false;
+                return Side::Engine(None);
             }
         }
-        true // the viewer left
+        Side::Viewer
     };
     let outwards = async {
         match kind {
@@ -248,26 +256,28 @@ async fn carry(viewing: Viewing, engine: UnixStream, kind: Kind, may_type: bool,
         }
     };
     // A slow viewer holds up `outwards` alone; dropping both ends them in any state.
-    let left = {
+    let side = {
         let (inwards, outwards) = (std::pin::pin!(inwards), std::pin::pin!(outwards));
         tokio::select! {
-            left = inwards => left,
-            viewer_gone = outwards => viewer_gone,
-            () = end.ended.cancelled() => false,
+            side = inwards => side,
+            side = outwards => side,
+            () = end.ended.cancelled() => Side::Server,
         }
     };
-    if !left {
-        let reason = end.reason().await;
-        let closing = async {
-            if let (Some(reason), Kind::Serial) = (reason, kind) {
-                let text = serde_json::json!({ "closed": reason }).to_string();
-                let _ = viewer.send(Message::text(text)).await;
-            }
-            let _ = viewer.send(Message::Close(None)).await;
-            while let Some(Ok(_)) = typed.next().await {} // until the close was answered
-        };
-        let _ = timeout(CLOSING, closing).await;
-    }
+    let reason = match side {
+        Side::Viewer => return,
+        Side::Engine(said) => end.reason(said).await,
+        Side::Server => end.reason(None).await,
+    };
+    let closing = async {
+        if let (Some(reason), Kind::Serial) = (reason, kind) {
+            let text = serde_json::json!({ "closed": reason }).to_string();
+            let _ = viewer.send(Message::text(text)).await;
+        }
+        let _ = viewer.send(Message::Close(None)).await;
+        while let Some(Ok(_)) = typed.next().await {} // until the close was answered
+    };
+    let _ = timeout(CLOSING, closing).await;
 }
 
 async fn inward(message: Message, may_type: bool, engine: &mut OwnedWriteHalf) -> io::Result<()> {
@@ -278,39 +288,51 @@ async fn inward(message: Message, may_type: bool, engine: &mut OwnedWriteHalf) -
     }
 }
 
-/// Returns whether the viewer is gone; otherwise the engine is.
-async fn outward_serial(engine: OwnedReadHalf, viewer: &mut ToViewer, heard: &Cell<Instant>) -> bool {
+/// Until one side ends.
+async fn outward_serial(engine: OwnedReadHalf, viewer: &mut ToViewer, heard: &Cell<Instant>) -> Side {
     let mut frames = Frames(BufReader::with_capacity(PIPE_BYTES, engine));
     loop {
         // Waiting for the first byte alone can be given up without losing anything.
         let message = match timeout(PING, frames.0.fill_buf()).await {
-            Err(_) if heard.get().elapsed() > PING * 3 => return true,
+            Err(_) if heard.get().elapsed() > PING * 3 => return Side::Viewer,
             Err(_) => Message::Ping(Vec::new().into()),
-            Ok(Err(_)) => return false,
+            Ok(Err(_)) => return Side::Engine(None),
             Ok(Ok(_)) => match frames.next().await {
                 Ok(Some(Frame::Data(bytes))) => Message::binary(bytes),
-                Ok(Some(Frame::Text(text))) => Message::text(text),
-                Ok(None) | Err(_) => return false,
+                Ok(Some(Frame::Text(text))) => match closed(&text) {
+                    Some(reason) => return Side::Engine(Some(reason)),
+                    None => Message::text(text),
+                },
+                Ok(None) | Err(_) => return Side::Engine(None),
             },
         };
         if viewer.send(message).await.is_err() {
-            return true;
+            return Side::Viewer;
         }
     }
 }
 
+/// Why the engine ends the console. What became of the guest is known better here.
+fn closed(note: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Note {
+        closed: Option<String>,
+    }
+    serde_json::from_str::<Note>(note).ok()?.closed
+}
+
 /// As `outward_serial`.
-async fn outward_vnc(mut engine: OwnedReadHalf, viewer: &mut ToViewer, heard: &Cell<Instant>) -> bool {
+async fn outward_vnc(mut engine: OwnedReadHalf, viewer: &mut ToViewer, heard: &Cell<Instant>) -> Side {
     let mut buffer = vec![0; PIPE_BYTES];
     loop {
         let message = match timeout(PING, engine.read(&mut buffer)).await {
-            Err(_) if heard.get().elapsed() > PING * 3 => return true,
+            Err(_) if heard.get().elapsed() > PING * 3 => return Side::Viewer,
             Err(_) => Message::Ping(Vec::new().into()),
-            Ok(Ok(0) | Err(_)) => return false,
+            Ok(Ok(0) | Err(_)) => return Side::Engine(None),
             Ok(Ok(got)) => Message::binary(buffer.get(..got).unwrap_or_default().to_vec()),
         };
         if viewer.send(message).await.is_err() {
-            return true;
+            return Side::Viewer;
         }
     }
 }

@@ -1,5 +1,10 @@
 //! Tests of whole processes and their seams, in one binary.
+#![allow(unreachable_pub, reason = "a binary of tests has no outside")]
 
+mod cli;
+mod console;
+mod fake_engine;
+mod lifecycle;
 mod network;
 mod library;
 mod support;

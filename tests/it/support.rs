@@ -95,6 +95,17 @@ impl TestApp {
         TestApp::on(Arc::clone(&self.state), usual_host)
     }
 
+    /// Ends the server and starts another on the same state, with another supervisor.
+    pub fn restart_with(mut self, host: impl Fn(&HostRequest, &Path) -> HostAnswered + Send + 'static) -> TestApp {
+        self.stop();
+        TestApp::on(Arc::clone(&self.state), host)
+    }
+
+    /// The supervisor's end of its socket, to say what it was not asked.
+    pub fn hostd_socket(&self) -> OwnedFd {
+        self.hostd.as_ref().unwrap().try_clone().unwrap()
+    }
+
     /// A client that is nobody yet.
     pub fn client(&self) -> Client {
         let ca = self.state.path().join("tls/ca.pem");

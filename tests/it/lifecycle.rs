@@ -1,0 +1,304 @@
+//! Guests from making to deleting, with engines that have no KVM.
+
+use innkeeper::wire::{EndKind, EngineAction, EngineMessage, Observed, Place};
+use serde_json::{Value, json};
+
+use crate::{
+    fake_engine::{Lab, Manners, PICTURE},
+    support::{Client, eventually},
+};
+
+fn show(client: &mut Client, name: &str) -> Value {
+    client.get(&format!("/api/v1/guests/{name}")).json()
+}
+
+fn wait_for(client: &mut Client, name: &str, state: &str) -> Value {
+    let mut last = Value::Null;
+    eventually(&format!("{name} is {state}"), || {
+        last = show(client, name);
+        last["state"] == state
+    });
+    last
+}
+
+fn act(client: &mut Client, name: &str, action: &str) -> (u16, Value) {
+    let answer = client.call("POST", &format!("/api/v1/guests/{name}/{action}"), &json!({}));
+    (answer.status, answer.json())
+}
+
+fn make(client: &mut Client, guest: Value) -> Value {
+    let answer = client.call("POST", "/api/v1/guests", &guest);
+    assert!(answer.status == 201 || answer.status == 202, "{}", answer.text());
+    answer.json()
+}
+
+fn test_guest(client: &mut Client, name: &str) -> Value {
+    make(client, json!({ "name": name, "boot": { "kind": "test" }, "network": "none", "memory_bytes": 16 << 20 }))
+}
+
+#[test]
+fn a_guest_is_made_started_paused_reset_shut_down_and_deleted() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    let made = make(client, json!({ "name": "web01", "disks": [{ "size_bytes": 1 << 20 }], "network": "user" }));
+    assert_eq!((&made["state"], &made["desired"], &made["cpus"]), (&json!("stopped"), &json!("off"), &json!(1)));
+    let disk = made["disks"][0]["id"].as_str().unwrap().to_owned();
+    let file = lab.app.path(&format!("disks/{disk}.raw"));
+    assert_eq!(std::fs::metadata(&file).unwrap().len(), 1 << 20);
+
+    let (status, started) = act(client, "web01", "start");
+    assert_eq!((status, &started["state"], &started["desired"]), (200, &json!("running"), &json!("on")));
+    assert_eq!((&started["engine"]["pid"], &started["addresses"][0]), (&json!(4242), &json!("192.0.2.7")));
+    let engine = lab.engine("web01").unwrap();
+    assert!(matches!(engine.launch.disks.as_slice(), [Place::Disk(id)] if id.as_str() == disk));
+    assert_eq!(act(client, "web01", "start").0, 409, "a second start is refused");
+
+    assert_eq!(act(client, "web01", "pause").1["state"], "paused");
+    assert_eq!(act(client, "web01", "shutdown").0, 409, "a paused guest cannot hear its power button");
+    assert_eq!(act(client, "web01", "resume").1["state"], "running");
+    assert_eq!(act(client, "web01", "reset").1["state"], "running");
+    assert_eq!(client.get("/api/v1/guests/web01/screenshot.png").body, PICTURE);
+    assert_eq!(client.get("/api/v1/guests/web01/statistics").json()["exits"], 7);
+    let edit = client.call("PATCH", "/api/v1/guests/web01", &json!({ "cpus": 2 }));
+    assert_eq!(edit.status, 409);
+    assert_eq!(client.call("DELETE", "/api/v1/guests/web01", &json!({})).status, 409);
+
+    assert_eq!(act(client, "web01", "shutdown").0, 200);
+    let stopped = wait_for(client, "web01", "stopped");
+    assert_eq!((&stopped["desired"], &stopped["engine"]), (&json!("off"), &Value::Null));
+    assert_eq!(client.get("/guests/web01/thumbnail.png").status, 404);
+    let edited = client.call("PATCH", "/api/v1/guests/web01", &json!({ "cpus": 2, "name": "web02" })).json();
+    assert_eq!((&edited["cpus"], &edited["name"]), (&json!(2), &json!("web02")));
+
+    assert_eq!(client.call("DELETE", "/api/v1/guests/web02", &json!({ "confirm": "web01" })).json()["field"], "confirm");
+    assert!(file.exists());
+    assert_eq!(client.call("DELETE", "/api/v1/guests/web02", &json!({ "confirm": "web02" })).status, 204);
+    assert!(!file.exists());
+    assert_eq!(client.get("/api/v1/guests/web02").status, 404);
+}
+
+#[test]
+fn wrong_inputs_are_named_at_their_field_and_change_nothing() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    test_guest(client, "taken");
+    let cases = [
+        (json!({ "name": "" }), "name"),
+        (json!({ "name": "../etc/passwd" }), "name"),
+        (json!({ "name": "taken" }), "name"),
+        (json!({ "name": "a", "cpus": 0 }), "cpus"),
+        (json!({ "name": "a", "cpus": 1000 }), "cpus"),
+        (json!({ "name": "a", "memory_bytes": 0 }), "memory"),
+        (json!({ "name": "a", "memory_bytes": u64::MAX }), "memory"),
+        (json!({ "name": "a", "disks": [{}] }), "disk_size"),
+        (json!({ "name": "a", "disks": [{ "size_bytes": 0 }] }), "disk_size"),
+        (json!({ "name": "a", "disks": [{ "size_bytes": 513 }] }), "disk_size"),
+        (json!({ "name": "a", "disks": [{ "size_bytes": 1u64 << 60 }] }), "disk_size"),
+        (json!({ "name": "a", "disks": [{ "size_bytes": 1 << 20 }, { "image": "nothing" }] }), "disk_image"),
+        (json!({ "name": "a", "disks": vec![json!({ "size_bytes": 1 << 20 }); 9] }), "disk"),
+        (json!({ "name": "a", "cdrom": "../../etc/passwd" }), "cdrom"),
+        (json!({ "name": "a", "network": "bridge:a/b" }), "network"),
+        (json!({ "name": "a", "boot": { "kind": "kernel", "kernel": "" } }), "kernel"),
+        (json!({ "name": "a", "boot": { "kind": "test", "cmdline": "a\nb" } }), "cmdline"),
+    ];
+    for (guest, field) in cases {
+        let answer = client.call("POST", "/api/v1/guests", &guest);
+        assert_eq!((answer.status, answer.json()["field"].as_str()), (422, Some(field)), "{guest}: {}", answer.text());
+    }
+    for broken in [json!({ "cpus": 1 }), json!({ "name": "a", "cpus": -1 }), json!({ "name": "a", "colour": 1 }), json!([])] {
+        assert_eq!(client.call("POST", "/api/v1/guests", &broken).status, 422, "{broken}");
+    }
+    assert_eq!(client.get("/api/v1/guests").json().as_array().unwrap().len(), 1);
+    let left = std::fs::read_dir(lab.app.path("disks")).map_or(0, Iterator::count);
+    assert_eq!(left, 0, "no disk is left behind");
+}
+
+#[test]
+fn a_killed_engine_fails_its_guest_alone_and_the_reason_survives_a_restart() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    for name in ["a", "b"] {
+        test_guest(client, name);
+        act(client, name, "start");
+    }
+    lab.engine("a").unwrap().end(EndKind::Killed, "The engine ended without a word.");
+    let failed = wait_for(client, "a", "failed");
+    assert_eq!(failed["reason"], "The engine ended without a word.");
+    assert_eq!(show(client, "b")["state"], "running");
+
+    let lab = lab.restart();
+    let client = &mut lab.administrator();
+    assert_eq!(show(client, "a")["reason"], "The engine ended without a word.");
+    assert!(lab.engine("a").is_none(), "a failed guest is not started by itself");
+    wait_for(client, "b", "running");
+    let (_, started) = act(client, "a", "start");
+    assert_eq!((&started["state"], &started["reason"]), (&json!("running"), &Value::Null));
+}
+
+#[test]
+fn guests_outlive_the_server_and_come_back_after_a_power_failure() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    for name in ["on", "paused", "off"] {
+        test_guest(client, name);
+    }
+    act(client, "on", "start");
+    act(client, "paused", "start");
+    act(client, "paused", "pause");
+    let before = lab.engine("on").unwrap();
+
+    let lab = lab.restart();
+    let client = &mut lab.administrator();
+    wait_for(client, "on", "running");
+    wait_for(client, "paused", "paused");
+    assert_eq!(show(client, "off")["state"], "stopped");
+    assert!(std::sync::Arc::ptr_eq(&before, &lab.engine("on").unwrap()), "the same engine");
+    assert_eq!(act(client, "on", "start").0, 409);
+    assert_eq!(act(client, "paused", "resume").1["state"], "running");
+
+    lab.power_failure();
+    let lab = lab.restart();
+    let client = &mut lab.administrator();
+    wait_for(client, "on", "running");
+    assert!(!std::sync::Arc::ptr_eq(&before, &lab.engine("on").unwrap()), "a new engine");
+    assert_eq!(show(client, "off")["state"], "stopped");
+}
+
+#[test]
+fn a_guest_that_powers_itself_off_stays_off() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    test_guest(client, "a");
+    act(client, "a", "start");
+    lab.engine("a").unwrap().end(EndKind::Off, "the guest powered off");
+    let stopped = wait_for(client, "a", "stopped");
+    assert_eq!((&stopped["desired"], &stopped["reason"]), (&json!("off"), &Value::Null));
+    let lab = lab.restart();
+    assert_eq!(show(&mut lab.administrator(), "a")["state"], "stopped");
+}
+
+#[test]
+fn an_engine_that_pauses_by_itself_says_why() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    test_guest(client, "a");
+    act(client, "a", "start");
+    let engine = lab.engine("a").unwrap();
+    let reason = Some("The disk of the host is full.".to_owned());
+    engine.say(&EngineMessage::State(Observed::Paused { reason }));
+    assert_eq!(wait_for(client, "a", "paused")["reason"], "The disk of the host is full.");
+    assert!(client.get("/guests/a").text().contains("The disk of the host is full."));
+    assert_eq!(act(client, "a", "resume").1["state"], "running");
+    engine.say(&EngineMessage::Addresses(vec!["192.0.2.99".into()]));
+    eventually("the new address", || show(client, "a")["addresses"][0] == "192.0.2.99");
+}
+
+#[test]
+fn a_stubborn_guest_stays_stopping_and_can_be_powered_off() {
+    let lab = Lab::with(Manners { stubborn: true, ..Manners::default() });
+    let client = &mut lab.administrator();
+    test_guest(client, "a");
+    act(client, "a", "start");
+    assert_eq!(act(client, "a", "shutdown").1["state"], "stopping");
+    assert_eq!(act(client, "a", "shutdown").0, 200, "the button can be pressed again");
+    assert_eq!(act(client, "a", "start").0, 409);
+    assert_eq!(act(client, "a", "pause").0, 409);
+    let presses = lab.engine("a").unwrap().asked().iter().filter(|action| **action == EngineAction::PressPowerButton).count();
+    assert_eq!(presses, 2);
+    assert_eq!(act(client, "a", "poweroff").1["state"], "stopped");
+}
+
+#[test]
+fn a_mute_engine_can_still_be_powered_off() {
+    let lab = Lab::with(Manners { mute: true, ..Manners::default() });
+    let client = &mut lab.administrator();
+    test_guest(client, "a");
+    let starting = client.call("POST", "/api/v1/guests/a/start", &json!({}));
+    assert_eq!(starting.json()["state"], "starting");
+    assert_eq!(act(client, "a", "poweroff").1["state"], "stopped");
+}
+
+#[test]
+fn a_newer_engine_is_shown_as_running_and_not_as_broken() {
+    let lab = Lab::with(Manners { protocol: innkeeper::wire::PROTOCOL + 1, ..Manners::default() });
+    let client = &mut lab.administrator();
+    test_guest(client, "a");
+    let (_, started) = act(client, "a", "start");
+    assert_eq!(started["state"], "running");
+    assert!(started["reason"].as_str().unwrap().contains("speaks a newer protocol"), "{started}");
+    let (status, refused) = act(client, "a", "pause");
+    assert_eq!((status, refused["detail"].as_str().unwrap().contains("newer protocol")), (409, true));
+    assert_eq!(act(client, "a", "poweroff").1["state"], "stopped");
+}
+
+#[test]
+fn a_start_that_is_refused_says_why_and_can_be_tried_again() {
+    let lab = Lab::with(Manners { starts: Err("There is no /dev/kvm.".into()), ..Manners::default() });
+    let client = &mut lab.administrator();
+    test_guest(client, "a");
+    assert_eq!(act(client, "a", "start").1["detail"], "There is no /dev/kvm.");
+    let failed = show(client, "a");
+    assert_eq!((&failed["state"], &failed["reason"]), (&json!("failed"), &json!("There is no /dev/kvm.")));
+    lab.manners(|manners| manners.starts = Ok(()));
+    assert_eq!(act(client, "a", "start").1["state"], "running");
+}
+
+#[test]
+fn the_pages_offer_what_the_lifecycle_allows() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    assert_eq!(client.get("/guests/new").status, 200);
+    let form = [("name", "web01"), ("cpus", "1"), ("memory", "64M"), ("boot", "disk"), ("disk_size", "1M"), ("network", "none")];
+    let made = client.post("/guests", &form);
+    assert_eq!(made.status, 303, "{}", made.text());
+    let page = made.location().unwrap().to_owned();
+    let again = client.post("/guests", &form);
+    assert_eq!(again.status, 422);
+    assert!(again.text().contains("Another guest has the name"), "{}", again.text());
+    assert!(again.text().contains("value=\"web01\""), "what was typed is still there");
+
+    for tab in ["", "/console", "/serial", "/hardware", "/log", "/delete"] {
+        let answer = client.get(&format!("{page}{tab}"));
+        assert_eq!(answer.status, 200, "{tab}: {}", answer.text());
+        assert!(answer.text().contains("web01"), "{tab}");
+    }
+    let serial = client.get(&format!("{page}/serial"));
+    assert!(serial.header("content-security-policy").unwrap().contains("'nonce-"));
+    assert!(client.get("/guests").text().contains("web01"));
+
+    let back = client.post(&format!("{page}/start"), &[("back", "/guests")]);
+    assert_eq!((back.status, back.location()), (303, Some("/guests")));
+    assert_eq!(show(client, "web01")["state"], "running");
+    client.get(&page);
+    let refused = client.post(&format!("{page}/hardware"), &[("name", "web01"), ("cpus", "2"), ("memory", "64M"), ("boot", "disk")]);
+    assert_eq!(refused.status, 409, "{}", refused.text());
+    client.post(&format!("{page}/poweroff"), &[]);
+    wait_for(client, "web01", "stopped");
+    client.get(&format!("{page}/hardware"));
+    let fields = [("name", "web01"), ("cpus", "two"), ("memory", "128M"), ("boot", "disk"), ("add_disk_size", "huge")];
+    let wrong = client.post(&format!("{page}/hardware"), &fields);
+    assert_eq!(wrong.status, 422);
+    let fields = [("name", "web01"), ("cpus", "2"), ("memory", "128M"), ("boot", "disk"), ("add_disk_size", "2M")];
+    assert_eq!(client.post(&format!("{page}/hardware"), &fields).status, 303);
+    let changed = show(client, "web01");
+    assert_eq!((&changed["cpus"], changed["disks"].as_array().unwrap().len()), (&json!(2), 2));
+    let disk = changed["disks"][0]["id"].as_str().unwrap();
+    assert_eq!(client.post(&format!("{page}/disks/{disk}/delete"), &[]).status, 303);
+    assert_eq!(show(client, "web01")["disks"].as_array().unwrap().len(), 1);
+    assert_eq!(client.post(&format!("{page}/delete"), &[("confirm", "web")]).status, 422);
+    let gone = client.post(&format!("{page}/delete"), &[("confirm", "web01")]);
+    assert_eq!((gone.status, gone.location()), (303, Some("/guests")));
+}
+
+#[test]
+fn each_test_guest_of_the_page_has_a_name_of_its_own() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    client.get("/guests/new");
+    let form = [("boot", "test"), ("name", "test-guest"), ("memory", "16M"), ("cpus", "1"), ("network", "none"), ("start", "on")];
+    for _ in 0..2 {
+        assert_eq!(client.post("/guests", &form).status, 303);
+    }
+    wait_for(client, "test-guest", "running");
+    wait_for(client, "test-guest-2", "running");
+}
