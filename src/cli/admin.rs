@@ -125,7 +125,10 @@ fn state_dir(place: &PlaceArgs) -> Outcome<PathBuf> {
     if dir.is_dir() {
         Ok(dir)
     } else {
-        let text = format!("There is no state directory {}. Name it with --state DIR, or start the server once.", dir.display());
+        let text = format!(
+            "There is no state directory {}. Name it with --state DIR, or start the server once.",
+            dir.display()
+        );
         Err(Failure::failed(text))
     }
 }

@@ -88,7 +88,11 @@ impl Url {
     }
 
     fn host_header(&self) -> String {
-        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 }
 
@@ -418,7 +422,8 @@ fn read_chunks(from: &mut impl BufRead) -> io::Result<Vec<u8>> {
     loop {
         let line = read_line(&mut from.by_ref().take(HEAD_BYTES_MAX))?;
         let size = line.split(';').next().unwrap_or_default().trim();
-        let size = u64::from_str_radix(size, 16).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a wrong chunk"))?;
+        let size =
+            u64::from_str_radix(size, 16).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a wrong chunk"))?;
         if size == 0 {
             while !read_line(&mut from.by_ref().take(HEAD_BYTES_MAX))?.is_empty() {}
             return Ok(body);
@@ -472,7 +477,8 @@ mod tests {
 
     #[test]
     fn the_servers_sentence_reaches_the_person() {
-        let wire = "HTTP/1.1 422 x\r\n\r\n{\"title\":\"t\",\"detail\":\"A guest has 1 to 64 vCPUs.\",\"field\":\"cpus\"}";
+        let wire =
+            "HTTP/1.1 422 x\r\n\r\n{\"title\":\"t\",\"detail\":\"A guest has 1 to 64 vCPUs.\",\"field\":\"cpus\"}";
         let failure = read_answer(&mut wire.as_bytes()).unwrap().good().unwrap_err();
         assert_eq!(failure.to_string(), "cpus: A guest has 1 to 64 vCPUs.");
     }

@@ -113,7 +113,9 @@ impl Session {
             let timeout = match self.drain {
                 None => PollTimeout::NONE,
                 Some((since, heard)) => {
-                    let left = DRAIN_SILENCE.saturating_sub(heard.elapsed()).min(DRAIN_LONGEST.saturating_sub(since.elapsed()));
+                    let left = DRAIN_SILENCE
+                        .saturating_sub(heard.elapsed())
+                        .min(DRAIN_LONGEST.saturating_sub(since.elapsed()));
                     if left.is_zero() {
                         return Ok(End::Left);
                     }
@@ -282,7 +284,9 @@ fn refused(client: &Client, name: &str, answer: &tungstenite::http::Response<Opt
     let status = answer.status().as_u16();
     let body = answer.body().clone().unwrap_or_default();
     let answered = super::client::Answer { status, content_type: String::new(), body };
-    if let Err(failure @ Failure::Answered { .. }) = client.request("GET", &guest::path(name, ""), None).and_then(super::client::Answer::good) {
+    if let Err(failure @ Failure::Answered { .. }) =
+        client.request("GET", &guest::path(name, ""), None).and_then(super::client::Answer::good)
+    {
         return failure;
     }
     answered.good().err().unwrap_or_else(|| Failure::failed("The server did not open the console."))

@@ -268,7 +268,8 @@ fn list(client: &Client, json: bool) -> Outcome {
 }
 
 fn describe(guest: &Guest) -> String {
-    let mut lines = vec![("name", guest.name.to_string()), ("id", guest.id.to_string()), ("state", guest.state.to_string())];
+    let mut lines =
+        vec![("name", guest.name.to_string()), ("id", guest.id.to_string()), ("state", guest.state.to_string())];
     if let Some(reason) = &guest.reason {
         lines.push(("reason", reason.clone()));
     }
@@ -293,7 +294,11 @@ fn describe(guest: &Guest) -> String {
     lines.push(("network", format!("{}  {}", guest.network.mode, guest.network.mac)));
     lines.extend(guest.addresses.iter().map(|address| ("address", address.clone())));
     lines.extend(guest.warnings.iter().map(|warning| ("warning", warning.clone())));
-    lines.iter().map(|(label, value)| format!("{label:<8} {value}").trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+    lines
+        .iter()
+        .map(|(label, value)| format!("{label:<8} {value}").trim_end().to_owned())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// What a `--disk` means: a size when it reads as one, else an image.
@@ -319,7 +324,8 @@ fn create(client: &Client, place: &PlaceArgs, args: CreateArgs) -> Outcome {
         }
         (None, false) => Boot::Disk { firmware: firmware(args.firmware) },
     };
-    let disks = args.disk.iter().map(|text| new_disk(client, place, text, args.disk_bus)).collect::<Outcome<Vec<_>>>()?;
+    let disks =
+        args.disk.iter().map(|text| new_disk(client, place, text, args.disk_bus)).collect::<Outcome<Vec<_>>>()?;
     let wanted = CreateGuest {
         name: args.name,
         cpus: args.cpus,

@@ -163,7 +163,9 @@ pub fn run_image(place: &PlaceArgs, command: ImageCommand) -> Outcome {
 /// Carries out a command on the state directory itself.
 pub fn run_admin(place: &PlaceArgs, command: AdminCommand) -> Outcome {
     if place.url.is_some() {
-        return Err(Failure::Usage("admin commands work on the state directory of this host; --url is not possible".into()));
+        return Err(Failure::Usage(
+            "admin commands work on the state directory of this host; --url is not possible".into(),
+        ));
     }
     admin::run(place, command)
 }
@@ -173,7 +175,8 @@ fn client(place: &PlaceArgs) -> Outcome<Client> {
         (Some(url), Some(ca)) => {
             let token = std::env::var(TOKEN_VARIABLE).unwrap_or_default();
             if token.is_empty() || token.chars().any(|c| !c.is_ascii_graphic()) {
-                let text = format!("--url needs a token in {TOKEN_VARIABLE}; \"innkeeper admin create-token\" makes one");
+                let text =
+                    format!("--url needs a token in {TOKEN_VARIABLE}; \"innkeeper admin create-token\" makes one");
                 return Err(Failure::Usage(text));
             }
             Target::Url(Url::parse(url, ca.clone(), token)?)
@@ -212,7 +215,8 @@ pub fn default_state_dir(place: &PlaceArgs) -> Outcome<PathBuf> {
     }
     let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
     let data = data.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/share")));
-    data.map(|dir| dir.join("innkeeper")).ok_or_else(|| Failure::Usage("there is no home directory; use --state DIR".into()))
+    data.map(|dir| dir.join("innkeeper"))
+        .ok_or_else(|| Failure::Usage("there is no home directory; use --state DIR".into()))
 }
 
 /// One line on standard output.

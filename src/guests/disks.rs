@@ -99,12 +99,8 @@ fn fill(state_dir: &Path, id: &Id, write: impl FnOnce(&File) -> Result<()>) -> R
     let make = || -> Result<()> {
         let cannot = |error: &io::Error| failed(error, "make a disk");
         fs::create_dir_all(&folder).map_err(|error| cannot(&error))?;
-        let file = OpenOptions::new()
-            .write(true)
-            .read(true)
-            .create_new(true)
-            .open(&part)
-            .map_err(|error| cannot(&error))?;
+        let file =
+            OpenOptions::new().write(true).read(true).create_new(true).open(&part).map_err(|error| cannot(&error))?;
         write(&file)?;
         file.sync_all().map_err(|error| cannot(&error))?;
         fs::rename(&part, &raw).map_err(|error| cannot(&error))?;
@@ -172,7 +168,9 @@ fn failed(error: &io::Error, what: &str) -> Error {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             (ErrorKind::NoCapacity, "the disk that holds the state directory is full".to_owned())
         }
-        io::ErrorKind::FileTooLarge => (ErrorKind::NoCapacity, "the host's file system takes no file of that size".to_owned()),
+        io::ErrorKind::FileTooLarge => {
+            (ErrorKind::NoCapacity, "the host's file system takes no file of that size".to_owned())
+        }
         _ => (ErrorKind::Internal, error.to_string()),
     };
     Error::new(kind, format!("Cannot {what}: {why}."))
@@ -192,9 +190,17 @@ pub fn host_memory() -> Option<(u64, u64)> {
 pub(super) fn memory_warning(memory_bytes: u64) -> Option<String> {
     let (total, available) = host_memory()?;
     if memory_bytes > total {
-        Some(format!("This guest has {} of memory, more than the host's {}.", show_size(memory_bytes), show_size(total)))
+        Some(format!(
+            "This guest has {} of memory, more than the host's {}.",
+            show_size(memory_bytes),
+            show_size(total)
+        ))
     } else if memory_bytes > available {
-        Some(format!("This guest has {} of memory; the host has {} free now.", show_size(memory_bytes), show_size(available)))
+        Some(format!(
+            "This guest has {} of memory; the host has {} free now.",
+            show_size(memory_bytes),
+            show_size(available)
+        ))
     } else {
         None
     }

@@ -37,8 +37,10 @@ pub struct EngineClient {
 struct Request {
     action: EngineAction,
     descriptor: Option<OwnedFd>,
-    reply: oneshot::Sender<Result<Vec<u8>>>,
+    reply: Reply,
 }
+
+type Reply = oneshot::Sender<Result<Vec<u8>>>;
 
 /// What a connection begins with.
 pub struct Connected {
@@ -114,7 +116,7 @@ async fn converse(
     mut queue: mpsc::Receiver<Request>,
     tell: mpsc::Sender<EngineMessage>,
 ) -> io::Result<()> {
-    let mut waiting: HashMap<u64, (EngineAction, oneshot::Sender<Result<Vec<u8>>>)> = HashMap::new();
+    let mut waiting: HashMap<u64, (EngineAction, Reply)> = HashMap::new();
     let mut last_id = 0;
     loop {
         while let Some(message) = inbox.take()? {
@@ -127,7 +129,9 @@ async fn converse(
                 Incoming::Reply { id, error, payload } => {
                     let Some((action, reply)) = waiting.remove(&id) else { continue };
                     // In the engine's own order with its news, so that an older word never overtakes a newer one.
-                    if error.is_none() && let Some(observed) = now_observed(&action) {
+                    if error.is_none()
+                        && let Some(observed) = now_observed(&action)
+                    {
                         let _ = tell.send(EngineMessage::State(observed)).await;
                     }
                     let _ = reply.send(error.map_or(Ok(payload), |text| Err(Error::conflict(text))));
@@ -256,7 +260,9 @@ mod tests {
     #[test]
     fn a_payload_is_not_read_as_lines() {
         let mut inbox = inbox(b"{\"reply\":{\"id\":3,\"error\":null,\"payload_bytes\":4}}\n{\n}\n\"reset\"\n{\"la");
-        assert!(matches!(inbox.take(), Ok(Some(Incoming::Reply { id: 3, error: None, payload })) if payload == b"{\n}\n"));
+        assert!(
+            matches!(inbox.take(), Ok(Some(Incoming::Reply { id: 3, error: None, payload })) if payload == b"{\n}\n")
+        );
         assert!(matches!(inbox.take(), Ok(Some(Incoming::News(EngineMessage::Reset)))));
         assert!(matches!(inbox.take(), Ok(None)));
     }

@@ -151,7 +151,9 @@ impl fmt::Display for Refused {
             (E::Pause, S::Paused) => "The guest is paused already.",
             (E::Resume, S::Running) => "The guest runs already.",
             (E::Shutdown, S::Paused) => "The guest is paused and cannot shut down. Resume it first, or power it off.",
-            (E::Shutdown | E::Pause | E::Resume | E::Reset, S::Starting) => "The guest is just starting. Try again in a moment.",
+            (E::Shutdown | E::Pause | E::Resume | E::Reset, S::Starting) => {
+                "The guest is just starting. Try again in a moment."
+            }
             (E::Pause | E::Reset | E::Resume, S::Stopping) => "The guest is shutting down. Wait, or power it off.",
             (_, S::Stopped | S::Failed) => "The guest does not run.",
             (event, state) => return write!(f, "A guest that is {state} cannot do this ({event:?})."),
@@ -200,7 +202,8 @@ mod tests {
     }
 
     fn matrix() -> String {
-        let mut text = String::from("# state, event -> next state, action. Written by the test in src/guests/lifecycle.rs.\n");
+        let mut text =
+            String::from("# state, event -> next state, action. Written by the test in src/guests/lifecycle.rs.\n");
         for state in State::ALL {
             text += &format!("\n{state:?}\n");
             for event in all_events() {

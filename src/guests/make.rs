@@ -172,7 +172,9 @@ impl Guests {
             return Err(Error::conflict(format!("The guest is {state}. It can be {verb} when it has stopped.")));
         }
         if self.preparing().contains_key(id) {
-            return Err(Error::conflict("A disk of this guest is still being prepared. Wait for that task or cancel it."));
+            return Err(Error::conflict(
+                "A disk of this guest is still being prepared. Wait for that task or cancel it.",
+            ));
         }
         Ok(())
     }
@@ -273,7 +275,10 @@ impl Job {
             for (row, image, _) in &files {
                 disks::copy(&inner.state_dir, &row.id, image, row.size_bytes, &mut meter)?;
             }
-            inner.around.store.write(|tx| files.iter().try_for_each(|(row, ..)| rows::set_disk_ready(tx, &row.id).map(drop)))
+            inner
+                .around
+                .store
+                .write(|tx| files.iter().try_for_each(|(row, ..)| rows::set_disk_ready(tx, &row.id).map(drop)))
         };
         match copy() {
             Ok(()) => {
@@ -434,7 +439,10 @@ fn disk_size(wanted: Option<u64>, image: Option<&ImageRow>) -> Result<u64> {
     };
     if !(DISK_BYTES_MIN..=DISK_BYTES_MAX).contains(&size_bytes) || !size_bytes.is_multiple_of(SECTOR_BYTES) {
         let most = show_size(DISK_BYTES_MAX);
-        return Err(Error::invalid("disk_size", format!("A disk has {DISK_BYTES_MIN} bytes to {most}, in whole sectors of {SECTOR_BYTES} bytes.")));
+        return Err(Error::invalid(
+            "disk_size",
+            format!("A disk has {DISK_BYTES_MIN} bytes to {most}, in whole sectors of {SECTOR_BYTES} bytes."),
+        ));
     }
     match image {
         Some(image) if size_bytes < least => Err(Error::invalid(

@@ -59,8 +59,11 @@ struct Inner {
     supervisors: Mutex<BTreeMap<Id, Supervisor>>,
     /// The tasks that prepare disks, by guest.
     preparing: Mutex<HashMap<Id, Id>>,
-    screenshots: Mutex<HashMap<(Id, Option<u32>), (std::time::Instant, Vec<u8>)>>,
+    screenshots: Mutex<HashMap<(Id, Option<u32>), Taken>>,
 }
+
+/// A screenshot, and when it was taken.
+type Taken = (std::time::Instant, Vec<u8>);
 
 /// Everything there is to say about a guest.
 #[derive(Clone, Debug)]

@@ -107,12 +107,27 @@ pub struct Supervisor {
 
 enum Message {
     /// A person asks. `launch` comes with `Start` alone.
-    Ask { event: Event, launch: Option<Box<Launch>>, reply: oneshot::Sender<Result<()>> },
-    StartAnswered { result: Result<()>, reply: oneshot::Sender<Result<()>> },
+    Ask {
+        event: Event,
+        launch: Option<Box<Launch>>,
+        reply: oneshot::Sender<Result<()>>,
+    },
+    StartAnswered {
+        result: Result<()>,
+        reply: oneshot::Sender<Result<()>>,
+    },
     CannotStart(Error),
-    Connected { attempt: u64, result: Result<Connected> },
-    News { attempt: u64, message: EngineMessage },
-    Disconnected { attempt: u64 },
+    Connected {
+        attempt: u64,
+        result: Result<Connected>,
+    },
+    News {
+        attempt: u64,
+        message: EngineMessage,
+    },
+    Disconnected {
+        attempt: u64,
+    },
     Gone(EngineEnd),
 }
 

@@ -132,8 +132,11 @@ impl FromStr for NetworkMode {
                     .strip_prefix("bridge:")
                     .ok_or_else(|| BadValue("The network is \"nat\", \"user\", \"none\" or \"bridge:NAME\".".into()))?;
                 let good = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':');
-                if name.is_empty() || name.len() > INTERFACE_LEN_MAX || !name.bytes().all(good) || name.starts_with('.') {
-                    return Err(BadValue(format!("A bridge has a name of 1 to {INTERFACE_LEN_MAX} letters and digits.")));
+                if name.is_empty() || name.len() > INTERFACE_LEN_MAX || !name.bytes().all(good) || name.starts_with('.')
+                {
+                    return Err(BadValue(format!(
+                        "A bridge has a name of 1 to {INTERFACE_LEN_MAX} letters and digits."
+                    )));
                 }
                 Ok(NetworkMode::Bridge(name.to_owned()))
             }

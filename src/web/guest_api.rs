@@ -60,7 +60,12 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
         boot,
         disks: disks
             .iter()
-            .map(|disk| api::Disk { id: disk.id.clone(), size_bytes: disk.size_bytes, bus: disk.bus, ready: disk.ready })
+            .map(|disk| api::Disk {
+                id: disk.id.clone(),
+                size_bytes: disk.size_bytes,
+                bus: disk.bus,
+                ready: disk.ready,
+            })
             .collect(),
         cdrom: cd.as_ref().map(|image| api::ImageName { id: image.id.clone(), name: image.name.clone() }),
         network: api::Network { mode: row.network.to_string(), mac: row.mac },

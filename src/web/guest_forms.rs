@@ -50,7 +50,8 @@ pub fn hardware_fields_of(form: &Form) -> GuestFields {
 /// The hardware form of a guest as it is.
 pub fn fields_of_guest(guest: &Guest) -> GuestFields {
     let row = &guest.row;
-    let id = |image: &Option<crate::guests::ImageName>| image.as_ref().map(|image| image.id.to_string()).unwrap_or_default();
+    let id =
+        |image: &Option<crate::guests::ImageName>| image.as_ref().map(|image| image.id.to_string()).unwrap_or_default();
     GuestFields {
         name: row.name.to_string(),
         cpus: row.cpus.to_string(),
@@ -92,7 +93,11 @@ pub fn create_guest(fields: &GuestFields) -> Result<CreateGuest, FieldErrors> {
         cpus: cpus(fields, &mut errors),
         memory_bytes: memory(fields, &mut errors),
         boot: boot(fields, &mut errors),
-        disks: if fields.boot == "disk" { new_disk(fields, ("disk_size", "disk_image"), &mut errors) } else { Vec::new() },
+        disks: if fields.boot == "disk" {
+            new_disk(fields, ("disk_size", "disk_image"), &mut errors)
+        } else {
+            Vec::new()
+        },
         cdrom: Some(fields.cdrom.clone()).filter(|image| !image.is_empty() && fields.boot != "test"),
         network: network(fields, &mut errors),
         start: fields.start,
@@ -212,7 +217,8 @@ pub async fn number_test_guest(state: &State, fields: &mut GuestFields) -> Resul
 
 /// What the selects offer on this host now.
 pub async fn choices(state: &State) -> Result<GuestChoices> {
-    let images: Vec<ImageRow> = state.store.reading(images::list).await?.into_iter().filter(|image| image.ready).collect();
+    let images: Vec<ImageRow> =
+        state.store.reading(images::list).await?.into_iter().filter(|image| image.ready).collect();
     let of = |kinds: &[ImageKind]| {
         let mut fitting: Vec<&ImageRow> = images.iter().filter(|image| kinds.contains(&image.kind)).collect();
         fitting.sort_by_key(|image| kinds.iter().position(|kind| *kind == image.kind));
@@ -252,7 +258,10 @@ fn network_choices(status: &NetworkStatus) -> Vec<Choice> {
     if status.privileged {
         choices.push(choice("nat", "NAT: reaches out, and is reached from this host"));
         for bridge in &status.bridges {
-            choices.push(choice(&format!("bridge:{bridge}"), &format!("Bridge {bridge}: a machine of its own on that network")));
+            choices.push(choice(
+                &format!("bridge:{bridge}"),
+                &format!("Bridge {bridge}: a machine of its own on that network"),
+            ));
         }
     }
     choices.push(choice("user", "User: reaches out, without privilege"));

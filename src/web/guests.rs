@@ -18,8 +18,14 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    guests::{Guest, lifecycle::{Event, State as GuestState}},
-    store::{guests::{BootKind, bus_word}, users::Role},
+    guests::{
+        Guest,
+        lifecycle::{Event, State as GuestState},
+    },
+    store::{
+        guests::{BootKind, bus_word},
+        users::Role,
+    },
     types::{Id, now_ms, show_size},
 };
 
@@ -342,12 +348,19 @@ async fn serial(who: Viewer, state: Data<State>, id: Path<String>) -> Result<Htt
         nonce,
     };
     let mut answer = html(StatusCode::OK, &page)?;
-    let policy = header::HeaderValue::from_str(&policy).map_err(|error| Error::internal("This page could not be drawn.", error))?;
+    let policy = header::HeaderValue::from_str(&policy)
+        .map_err(|error| Error::internal("This page could not be drawn.", error))?;
     answer.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
     Ok(answer)
 }
 
-async fn hardware_page(state: &State, who: &Viewer, guest: &Guest, fields: GuestFields, errors: FieldErrors) -> Result<view::GuestHardwarePage> {
+async fn hardware_page(
+    state: &State,
+    who: &Viewer,
+    guest: &Guest,
+    fields: GuestFields,
+    errors: FieldErrors,
+) -> Result<view::GuestHardwarePage> {
     Ok(view::GuestHardwarePage {
         chrome: state.chrome(who, Tab::Guests),
         guest: head(guest, who, GuestTab::Hardware),
@@ -427,7 +440,13 @@ async fn thumbnail(_: Viewer, state: Data<State>, id: Path<String>) -> Result<Ht
     Ok(HttpResponse::Ok().content_type("image/png").body(png))
 }
 
-fn delete_page(state: &State, who: &Viewer, guest: &Guest, errors: FieldErrors, confirm: &str) -> view::GuestDeletePage {
+fn delete_page(
+    state: &State,
+    who: &Viewer,
+    guest: &Guest,
+    errors: FieldErrors,
+    confirm: &str,
+) -> view::GuestDeletePage {
     view::GuestDeletePage {
         chrome: state.chrome(who, Tab::Guests),
         guest: head(guest, who, GuestTab::Overview),

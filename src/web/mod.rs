@@ -8,6 +8,7 @@ pub mod guest_api;
 pub mod guest_forms;
 pub mod guests;
 pub mod listen;
+pub mod look_only;
 pub mod page;
 pub mod role;
 pub mod tls;

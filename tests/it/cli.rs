@@ -59,7 +59,10 @@ fn a_guest_goes_through_its_life_from_a_terminal() {
     let lab = Lab::start();
     let _client = lab.app.client();
     let state = lab.app.state.path();
-    assert_eq!(well(state, "guest create web01 --cpus 2 --memory 64M --disk 1M --disk 2M --network none"), "web01 created\n");
+    assert_eq!(
+        well(state, "guest create web01 --cpus 2 --memory 64M --disk 1M --disk 2M --network none"),
+        "web01 created\n"
+    );
     let shown = json(state, "guest show web01 --json");
     assert_eq!((&shown["cpus"], shown["disks"].as_array().unwrap().len()), (&Value::from(2), 2));
     assert_eq!(well(state, "guest start web01"), "web01: running\n");

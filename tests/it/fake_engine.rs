@@ -22,8 +22,8 @@ use innkeeper::{
     types::Id,
     web::guard::cookie_name,
     wire::{
-        self, EndKind, EngineAction, EngineEnd, EngineMessage, EngineRequest, Hello, HostAnswer, HostMessage, HostRefusal,
-        HostRequest, Launch, LiveEngine, Observed, PROTOCOL,
+        self, EndKind, EngineAction, EngineEnd, EngineMessage, EngineRequest, Hello, HostAnswer, HostMessage,
+        HostRefusal, HostRequest, Launch, LiveEngine, Observed, PROTOCOL,
     },
 };
 
@@ -306,7 +306,8 @@ impl World {
         match request {
             HostRequest::StartEngine(launch) => {
                 let id = launch.spec.id.clone();
-                let refuse = |message: &str| Err(HostRefusal { kind: ErrorKind::Conflict, message: message.to_owned() });
+                let refuse =
+                    |message: &str| Err(HostRefusal { kind: ErrorKind::Conflict, message: message.to_owned() });
                 if engines.contains_key(&id) {
                     return refuse("The engine of this guest still runs.");
                 }

@@ -70,7 +70,10 @@ fn a_guest_is_made_started_paused_reset_shut_down_and_deleted() {
     let edited = client.call("PATCH", "/api/v1/guests/web01", &json!({ "cpus": 2, "name": "web02" })).json();
     assert_eq!((&edited["cpus"], &edited["name"]), (&json!(2), &json!("web02")));
 
-    assert_eq!(client.call("DELETE", "/api/v1/guests/web02", &json!({ "confirm": "web01" })).json()["field"], "confirm");
+    assert_eq!(
+        client.call("DELETE", "/api/v1/guests/web02", &json!({ "confirm": "web01" })).json()["field"],
+        "confirm"
+    );
     assert!(file.exists());
     assert_eq!(client.call("DELETE", "/api/v1/guests/web02", &json!({ "confirm": "web02" })).status, 204);
     assert!(!file.exists());
@@ -105,7 +108,9 @@ fn wrong_inputs_are_named_at_their_field_and_change_nothing() {
         let answer = client.call("POST", "/api/v1/guests", &guest);
         assert_eq!((answer.status, answer.json()["field"].as_str()), (422, Some(field)), "{guest}: {}", answer.text());
     }
-    for broken in [json!({ "cpus": 1 }), json!({ "name": "a", "cpus": -1 }), json!({ "name": "a", "colour": 1 }), json!([])] {
+    for broken in
+        [json!({ "cpus": 1 }), json!({ "name": "a", "cpus": -1 }), json!({ "name": "a", "colour": 1 }), json!([])]
+    {
         assert_eq!(client.call("POST", "/api/v1/guests", &broken).status, 422, "{broken}");
     }
     assert_eq!(client.get("/api/v1/guests").json().as_array().unwrap().len(), 1);
@@ -203,7 +208,8 @@ fn a_stubborn_guest_stays_stopping_and_can_be_powered_off() {
     assert_eq!(act(client, "a", "shutdown").0, 200, "the button can be pressed again");
     assert_eq!(act(client, "a", "start").0, 409);
     assert_eq!(act(client, "a", "pause").0, 409);
-    let presses = lab.engine("a").unwrap().asked().iter().filter(|action| **action == EngineAction::PressPowerButton).count();
+    let presses =
+        lab.engine("a").unwrap().asked().iter().filter(|action| **action == EngineAction::PressPowerButton).count();
     assert_eq!(presses, 2);
     assert_eq!(act(client, "a", "poweroff").1["state"], "stopped");
 }
@@ -248,7 +254,14 @@ fn the_pages_offer_what_the_lifecycle_allows() {
     let lab = Lab::start();
     let client = &mut lab.administrator();
     assert_eq!(client.get("/guests/new").status, 200);
-    let form = [("name", "web01"), ("cpus", "1"), ("memory", "64M"), ("boot", "disk"), ("disk_size", "1M"), ("network", "none")];
+    let form = [
+        ("name", "web01"),
+        ("cpus", "1"),
+        ("memory", "64M"),
+        ("boot", "disk"),
+        ("disk_size", "1M"),
+        ("network", "none"),
+    ];
     let made = client.post("/guests", &form);
     assert_eq!(made.status, 303, "{}", made.text());
     let page = made.location().unwrap().to_owned();
@@ -270,7 +283,8 @@ fn the_pages_offer_what_the_lifecycle_allows() {
     assert_eq!((back.status, back.location()), (303, Some("/guests")));
     assert_eq!(show(client, "web01")["state"], "running");
     client.get(&page);
-    let refused = client.post(&format!("{page}/hardware"), &[("name", "web01"), ("cpus", "2"), ("memory", "64M"), ("boot", "disk")]);
+    let refused = client
+        .post(&format!("{page}/hardware"), &[("name", "web01"), ("cpus", "2"), ("memory", "64M"), ("boot", "disk")]);
     assert_eq!(refused.status, 409, "{}", refused.text());
     client.post(&format!("{page}/poweroff"), &[]);
     wait_for(client, "web01", "stopped");
@@ -295,7 +309,14 @@ fn each_test_guest_of_the_page_has_a_name_of_its_own() {
     let lab = Lab::start();
     let client = &mut lab.administrator();
     client.get("/guests/new");
-    let form = [("boot", "test"), ("name", "test-guest"), ("memory", "16M"), ("cpus", "1"), ("network", "none"), ("start", "on")];
+    let form = [
+        ("boot", "test"),
+        ("name", "test-guest"),
+        ("memory", "16M"),
+        ("cpus", "1"),
+        ("network", "none"),
+        ("start", "on"),
+    ];
     for _ in 0..2 {
         assert_eq!(client.post("/guests", &form).status, 303);
     }

@@ -1,5 +1,6 @@
 //! Tests of whole processes and their seams, in one binary.
 #![allow(unreachable_pub, reason = "a binary of tests has no outside")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod cli;
 mod console;
