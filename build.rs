@@ -20,7 +20,7 @@ fn front_end(out: &Path) {
     println!("cargo:rerun-if-env-changed=UI_DIST");
     let manifest = out.join("manifest.rs");
     if env::var_os("CARGO_FEATURE_NO_UI").is_some() {
-        let empty = "pub static URLS: &[(&str, &str)] = &[];\npub static ASSETS: &[Asset] = &[];\npub static PACKAGES: &[Package] = &[];\n";
+        let empty = "pub(super) static URLS: &[(&str, &str)] = &[];\npub(super) static ASSETS: &[Asset] = &[];\npub(super) static PACKAGES: &[Package] = &[];\n";
         return write(&manifest, empty.as_bytes());
     }
     let dist = match env::var_os("UI_DIST") {

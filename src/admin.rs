@@ -1,6 +1,9 @@
 //! What an administrator does without a server: it opens the state directory directly, also while a server runs on it.
 
-use std::{fs, path::{Path, PathBuf}};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     auth,
@@ -47,7 +50,10 @@ pub fn create_token(state_dir: &Path, token: &str, user: Option<&str>) -> Result
     Store::open(state_dir)?.write(|tx| {
         let row = match user {
             Some(name) => users::by_name(tx, name)?,
-            None => users::list(tx)?.into_iter().filter(|row| row.role == Role::Administrator).min_by_key(|row| row.created_ms),
+            None => users::list(tx)?
+                .into_iter()
+                .filter(|row| row.role == Role::Administrator)
+                .min_by_key(|row| row.created_ms),
         };
         let row = row.ok_or_else(|| match user {
             Some(name) => Error::not_found(format!("There is no user \"{name}\".")),

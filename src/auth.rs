@@ -109,7 +109,8 @@ impl Auth {
     /// Whose login this is; `None` when it is unknown, idle for too long or ended.
     pub async fn by_login(&self, secret: &str) -> Result<Option<Known>> {
         let Some(hash) = hash_of(secret) else { return Ok(None) };
-        let found = self.store.reading(move |tx| Ok((users::login(tx, &hash, tx.now_ms - IDLE_MS_MAX)?, tx.now_ms))).await?;
+        let found =
+            self.store.reading(move |tx| Ok((users::login(tx, &hash, tx.now_ms - IDLE_MS_MAX)?, tx.now_ms))).await?;
         let (Some(found), now_ms) = found else { return Ok(None) };
         if found.used_ms.is_none_or(|used_ms| now_ms - used_ms > TOUCH_MS) {
             let id = found.id.clone();
@@ -188,7 +189,14 @@ impl Auth {
         let name: Name = name.trim().parse().map_err(|bad| Error::invalid("name", format!("{bad}")))?;
         check_password(password)?;
         let password_hash = self.hash(password).await?;
-        Ok(UserRow { id: Id::random(), name, role, password_hash, created_ms: crate::types::now_ms(), last_login_ms: None })
+        Ok(UserRow {
+            id: Id::random(),
+            name,
+            role,
+            password_hash,
+            created_ms: crate::types::now_ms(),
+            last_login_ms: None,
+        })
     }
 
     /// Sets a password and ends the user's logins except `keep`.
@@ -211,20 +219,17 @@ impl Auth {
 
     /// Like `set_password`, for the user's own: the old one is asked for.
     ///
-    /// Errors: `Invalid` at `password` or `new_password`.
+    /// Errors: `Invalid` at `current` or `password`.
     pub async fn change_password(&self, who: &Known, old: &str, new: &str, address: IpAddr) -> Result<()> {
         self.throttle().admit(address)?;
         let id = who.user_id.clone();
         let row = self.store.reading(move |tx| users::by_id(tx, &id)).await?;
         if !self.verify(old, row.map(|row| row.password_hash)).await? {
             self.throttle().failed(address);
-            return Err(Error::invalid("password", "This is not your password."));
+            return Err(Error::invalid("current", "This is not your password."));
         }
         self.throttle().succeeded(address);
-        self.set_password(&who.user_id, new, who.login.as_ref()).await.map_err(|error| match error.kind() {
-            ErrorKind::Invalid => error.at("new_password"),
-            _ => error,
-        })
+        self.set_password(&who.user_id, new, who.login.as_ref()).await
     }
 
     /// Deletes a user with logins and tokens. The last administrator stays.
@@ -319,7 +324,10 @@ impl Auth {
 pub fn check_password(password: &str) -> Result<()> {
     let length = password.chars().count();
     if length < PASSWORD_LEN_MIN {
-        return Err(Error::invalid("password", format!("A password has at least {PASSWORD_LEN_MIN} characters; this one has {length}.")));
+        return Err(Error::invalid(
+            "password",
+            format!("A password has at least {PASSWORD_LEN_MIN} characters; this one has {length}."),
+        ));
     }
     if password.len() > PASSWORD_LEN_MAX {
         return Err(Error::invalid("password", format!("A password has at most {PASSWORD_LEN_MAX} bytes.")));
@@ -370,7 +378,9 @@ pub fn insert_token(tx: &Tx, user: &Id, name: &str) -> Result<String> {
 /// Errors: `Conflict` when there is a user already.
 pub fn new_setup_token(tx: &Tx) -> Result<String> {
     if users::count(tx)? > 0 {
-        return Err(Error::conflict("There is an administrator already; \"innkeeper admin reset-password NAME\" sets a new password."));
+        return Err(Error::conflict(
+            "There is an administrator already; \"innkeeper admin reset-password NAME\" sets a new password.",
+        ));
     }
     let (secret, hash) = new_secret();
     users::set_setting(tx, SETUP_SETTING, &hex(&hash))?;

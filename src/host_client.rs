@@ -146,10 +146,8 @@ mod tests {
                 wire::send(&far, &HostMessage::Answer { seq: call.seq, result }, &[]).unwrap();
             }
         });
-        let (list, kill) = tokio::join!(
-            client.call(HostRequest::ListEngines),
-            client.call(HostRequest::KillEngine(Id::random()))
-        );
+        let (list, kill) =
+            tokio::join!(client.call(HostRequest::ListEngines), client.call(HostRequest::KillEngine(Id::random())));
         assert!(matches!(list.unwrap().0, HostAnswer::Engines(_)));
         assert_eq!(kill.unwrap_err().to_string(), "It still runs.");
         assert_eq!(ends.recv().await.unwrap().end.how, EndKind::Killed);

@@ -24,8 +24,9 @@ fn main() -> ExitCode {
         Command::Engine => return run_engine(),
         Command::Serve(args) => serve(&place, &args),
         Command::Web(args) => run_web(&args),
-        Command::Doctor { json } => cli::default_state_dir(&place)
-            .and_then(|state| cli::doctor::run(&host::doctor::doctor(&state), json)),
+        Command::Doctor { json } => {
+            cli::default_state_dir(&place).and_then(|state| cli::doctor::run(&host::doctor::doctor(&state), json))
+        }
         Command::Guest(command) => cli::run_guest(&place, command),
         Command::Image(command) => cli::run_image(&place, command),
         Command::Admin(command) => cli::run_admin(&place, command),
@@ -55,7 +56,8 @@ fn parse_address(text: &str) -> Outcome<SocketAddr> {
 fn run_web(args: &WebArgs) -> Outcome {
     start_log();
     claim_descriptors();
-    let take = |number| take_fd_ownership(number).map_err(|error| Failure::failed(format!("descriptor {number}: {error}")));
+    let take =
+        |number| take_fd_ownership(number).map_err(|error| Failure::failed(format!("descriptor {number}: {error}")));
     let role = WebRole {
         state_dir: args.state_dir.clone(),
         run_dir: args.run_dir.clone(),
@@ -84,5 +86,10 @@ fn start_log() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("INNKEEPER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let terminal = io::IsTerminal::is_terminal(&io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(terminal).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(terminal)
+        .with_target(false)
+        .init();
 }

@@ -66,10 +66,7 @@ impl Tasks {
     pub async fn begin(&self, new: NewTask) -> Result<Progress> {
         let id = Id::random();
         let row = id.clone();
-        self.0
-            .store
-            .writing(move |tx| tasks::insert(tx, &row, new.kind, &new.title, &new.subject, &new.who))
-            .await?;
+        self.0.store.writing(move |tx| tasks::insert(tx, &row, new.kind, &new.title, &new.subject, &new.who)).await?;
         let cancel = Arc::new(AtomicBool::new(false));
         self.running().insert(id.clone(), Arc::clone(&cancel));
         self.0.count.fetch_add(1, Relaxed);

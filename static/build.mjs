@@ -93,12 +93,15 @@ function packages() {
     const file = readdirSync(folder).find((entry) => /^licen[cs]e/i.test(entry));
     const source = (info.repository?.url ?? info.repository ?? "").replace(/^git\+/, "").replace(/\.git$/, "");
     const vendored = name.includes("/vendor/");
+    // An icon set has no licence file; its info says whose it is and where the licence is.
+    const set = existsSync(join(folder, "info.json")) ? JSON.parse(readFileSync(join(folder, "info.json"))) : null;
+    const said = set ? `Copyright (c) ${set.author.name}, under the ${set.license.title} licence: ${set.license.url}` : "";
     return {
       name: vendored ? `${basename(name)} (inside ${name.split("/vendor/")[0]})` : name,
       version: info.version ?? "",
       licence: info.license ?? "MIT",
       source: source.startsWith("https://") ? source : "",
-      text: file ? readFileSync(join(folder, file), "utf8") : "",
+      text: file ? readFileSync(join(folder, file), "utf8") : said,
     };
   });
 }
@@ -113,8 +116,8 @@ function manifest() {
   const urls = assets.map(({ name, file }) => `    (${rust(name)}, ${rust(`/assets/${file}`)}),`);
   const owed = packages().map((p) => `    Package { name: ${rust(p.name)}, version: ${rust(p.version)}, licence: ${rust(p.licence)}, source: ${rust(p.source)}, text: ${rust(p.text)} },`);
   return [
-    "pub static URLS: &[(&str, &str)] = &[", ...urls, "];",
-    "pub static ASSETS: &[Asset] = &[", ...entries, "];",
-    "pub static PACKAGES: &[Package] = &[", ...owed, "];", "",
+    "pub(super) static URLS: &[(&str, &str)] = &[", ...urls, "];",
+    "pub(super) static ASSETS: &[Asset] = &[", ...entries, "];",
+    "pub(super) static PACKAGES: &[Package] = &[", ...owed, "];", "",
   ].join("\n");
 }

@@ -80,7 +80,7 @@ pub enum Next<T> {
     Done(T),
     /// Look for changes and ask again.
     Refresh,
-    /// Ask again when another viewer saw a change, or after a [`Screen::poke`].
+    /// Ask again when another viewer saw a change, or after a [`Screen::wake`].
     Sleep,
 }
 
@@ -90,6 +90,8 @@ pub struct View<'a> {
     pub size_generation: u64,
     /// The guest has ended.
     pub closed: bool,
+    /// [`Next::Refresh`] would look at once: better done before anything is sent.
+    pub due: bool,
     picture: Option<&'a Picture>,
 }
 
@@ -186,10 +188,20 @@ impl Screen {
         Viewer(Arc::clone(self))
     }
 
-    /// Wakes every waiting viewer to be asked again, and looks often for some time: somebody typed, or a viewer's wish changed.
-    pub fn poke(&self) {
-        self.lock().interval = INTERVAL;
+    /// Has every waiting viewer asked again: a viewer's wish changed.
+    pub fn wake(&self) {
+        // Taking the lock keeps the call from falling between a viewer's answer and its sleep.
+        drop(self.lock());
         self.changed.notify_all();
+    }
+
+    /// Looks often for some time: somebody typed.
+    pub fn hurry(&self) {
+        let mut state = self.lock();
+        if state.interval > INTERVAL {
+            state.interval = INTERVAL;
+            self.changed.notify_all();
+        }
     }
 
     /// Draws everything at the next look: writes to video memory may have been missed, as when its BAR moved.
@@ -284,6 +296,7 @@ impl State {
             generation: self.generation,
             size_generation: self.size_generation,
             closed: self.closed,
+            due: self.until_refresh().is_zero(),
             picture: self.picture.as_ref(),
         }
     }
@@ -394,7 +407,7 @@ impl Shrink {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
@@ -405,9 +418,9 @@ mod tests {
     };
 
     /// A screen, its video memory as the guest maps it, and how often KVM's log was asked.
-    struct Bench {
-        vga: SharedVga,
-        screen: Arc<Screen>,
+    pub(crate) struct Bench {
+        pub(crate) vga: SharedVga,
+        pub(crate) screen: Arc<Screen>,
         log: Arc<Mutex<Vec<u64>>>,
         looks: Arc<AtomicUsize>,
     }
@@ -426,13 +439,13 @@ mod tests {
             Bench { vga, screen, log, looks }
         }
 
-        fn linear(width: u16, height: u16) -> Bench {
+        pub(crate) fn linear(width: u16, height: u16) -> Bench {
             let bench = Bench::new();
             bench.set_mode(width, height);
             bench
         }
 
-        fn set_mode(&self, width: u16, height: u16) {
+        pub(crate) fn set_mode(&self, width: u16, height: u16) {
             let mut function = vga::pci_function(&self.vga);
             for (index, value) in [(4, 0), (1, width), (2, height), (3, 32), (4, 0x41)] {
                 function.bar_write(2, Access::new(0x500 + 2 * index, Width::B2), value.into()).unwrap();
@@ -441,7 +454,7 @@ mod tests {
         }
 
         /// Writes a pixel through BAR0, as KVM would see it.
-        fn pixel(&self, stride: usize, x: usize, y: usize, color: u32) {
+        pub(crate) fn pixel(&self, stride: usize, x: usize, y: usize, color: u32) {
             let at = 4 * (y * stride + x);
             self.vga.lock().unwrap().vram().write(at, &color.to_le_bytes());
             self.log.lock().unwrap()[at / 4096 / 64] |= 1 << (at / 4096 % 64);

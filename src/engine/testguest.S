@@ -350,7 +350,7 @@ make_line:
 # ---- data ----
 
 greeting:       .asciz  "Welcome to Innkeeper. This is the built-in test guest."
-help:           .asciz  "Type something: it is echoed here. q: clock on and off, f: 8 MiB of text on COM1."
+help:           .asciz  "What you type is echoed below. q: clock on and off, f: 8 MiB of text on COM1"
 newline:        .asciz  "\r\n"
 typed_label:    .ascii  "Typed: "
 typed_label_end: .byte  0

@@ -10,7 +10,7 @@ pub mod net;
 pub mod passt;
 pub mod tap;
 
-mod sys;
+pub(crate) mod sys;
 mod tool;
 
 pub use doctor::doctor;

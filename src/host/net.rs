@@ -48,7 +48,9 @@ pub struct Networks {
 impl Networks {
     /// `state` and `run` are Innkeeper's folders; both exist before the first call.
     pub fn new(state: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Networks {
-        Networks { state: state.into(), run: run.into() }
+        // The tools are run from "/", and the state's path marks our bridge: both want it absolute.
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        Networks { state: absolute(state.into()), run: absolute(run.into()) }
     }
 
     /// Makes the NAT network, or whatever of it is missing. Idempotent.

@@ -1,4 +1,4 @@
-//! The raw system calls of `host/` that no crate wraps: tap ioctls, KVM's version, the state of the kernel's clock.
+//! The raw system calls of `host/` that no crate wraps: tap ioctls, KVM's version, the kernel's clock, signals of children.
 #![expect(
     unsafe_code,
     reason = "ioctls of /dev/net/tun and /dev/kvm, and adjtimex, have no safe wrapper in our crates"
@@ -7,8 +7,14 @@
 use std::{
     io,
     mem::MaybeUninit,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
 };
+
+use nix::sys::signal::SigSet;
 
 /// `KVM_GET_API_VERSION` (linux/kvm.h): `_IO(KVMIO, 0x00)`.
 const KVM_GET_API_VERSION: libc::Ioctl = 0xae00;
@@ -59,6 +65,14 @@ pub(crate) fn clock_is_synchronised() -> io::Result<bool> {
     Ok(timex.status & libc::STA_UNSYNC == 0)
 }
 
+/// Lets the child begin with no signal blocked. A child inherits its parent's mask, and `hostd` blocks what it takes from a signalfd: a
+/// dnsmasq started with that mask would never see SIGTERM.
+pub(crate) fn unblock_signals(command: &mut Command) -> &mut Command {
+    let unblock = || SigSet::empty().thread_set_mask().map_err(io::Error::from);
+    // SAFETY: between fork and exec the closure makes one system call, allocates nothing and takes no lock.
+    unsafe { command.pre_exec(unblock) }
+}
+
 fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
@@ -85,6 +99,19 @@ mod tests {
         }
         // Fifteen fit: what refuses then is the file, not the name.
         assert_ne!(make_tap(null.as_fd(), "fifteen-letters").unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_child_begins_with_no_signal_blocked() {
+        let blocked = |command: &mut Command| {
+            let output = command.args(["SigBlk", "/proc/self/status"]).output().unwrap();
+            String::from_utf8(output.stdout).unwrap().trim().trim_start_matches("SigBlk:").trim().to_owned()
+        };
+        let mut term = SigSet::empty();
+        term.add(nix::sys::signal::Signal::SIGTERM);
+        term.thread_block().unwrap();
+        assert_eq!(blocked(&mut Command::new("grep")), "0000000000004000");
+        assert_eq!(blocked(unblock_signals(&mut Command::new("grep"))), "0000000000000000");
     }
 
     #[test]

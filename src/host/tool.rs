@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     error::{Error, ErrorKind, Result},
+    host::sys,
     types::shorten,
 };
 
@@ -48,6 +49,7 @@ impl Tool {
         })?;
         let mut command = Command::new(path);
         command.env_clear().env("PATH", PLACES.join(":")).env("LC_ALL", "C").current_dir("/").stdin(Stdio::null());
+        sys::unblock_signals(&mut command);
         Ok(command)
     }
 

@@ -11,7 +11,7 @@ use std::{
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use crate::{engine::role::START_FD, wire::EngineStart};
+use crate::{engine::role::START_FD, host::sys::unblock_signals, wire::EngineStart};
 
 /// The running binary, also after its file was replaced by an upgrade.
 const SELF: &str = "/proc/self/exe";
@@ -33,7 +33,7 @@ pub fn engine(start: &EngineStart, fds: Vec<OwnedFd>, output: File) -> io::Resul
     command.arg0("innkeeper").arg("engine").env_clear().current_dir("/");
     command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
     command.fd_mappings(mappings).map_err(io::Error::other)?;
-    command.spawn()
+    unblock_signals(&mut command).spawn()
 }
 
 /// What the web role is given.
@@ -62,5 +62,5 @@ pub fn web(web: Web<'_>) -> io::Result<Child> {
         command.uid(id).gid(id);
     }
     command.fd_mappings(mappings).map_err(io::Error::other)?;
-    command.spawn()
+    unblock_signals(&mut command).spawn()
 }

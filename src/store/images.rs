@@ -126,7 +126,7 @@ pub fn insert(tx: &Tx, row: &ImageRow) -> Result<()> {
 }
 
 /// The file is in its place: says what it is. False when the image is gone meanwhile.
-pub fn set_ready(tx: &Tx, id: &Id, kind: ImageKind, size_bytes: u64, sha256: &str) -> Result<bool> {
+pub fn set_ready(tx: &Tx, id: &Id, kind: ImageKind, size_bytes: u64, sha256: Option<&str>) -> Result<bool> {
     let changed = tx.run(
         "UPDATE images SET state = 'ready', kind = ?2, size_bytes = ?3, sha256 = ?4, task_id = NULL WHERE id = ?1",
         params![id.as_str(), kind.as_str(), signed(size_bytes), sha256],

@@ -177,11 +177,7 @@ fn get<T: FromSql>(row: &Row, column: &str) -> rusqlite::Result<T> {
     row.get(column)
 }
 
-fn damaged(
-    row: &Row,
-    column: &str,
-    error: impl std::error::Error + Send + Sync + 'static,
-) -> rusqlite::Error {
+fn damaged(row: &Row, column: &str, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
     let index = row.as_ref().column_index(column).unwrap_or(0);
     rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Text, Box::new(error))
 }
@@ -195,7 +191,8 @@ impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Error {
         let kind = match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => {
-                return Error::new(ErrorKind::NoCapacity, "The disk that holds the state directory is full.").because(error);
+                return Error::new(ErrorKind::NoCapacity, "The disk that holds the state directory is full.")
+                    .because(error);
             }
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
                 return Error::new(ErrorKind::Unavailable, "The database is busy; try again.").because(error);
@@ -268,7 +265,8 @@ mod tests {
         let (_dir, store) = sample();
         assert_eq!(store.check().unwrap(), Vec::<String>::new());
         let db = store.writer.lock().unwrap();
-        let pragma = |name: &str| db.pragma_query_value(None, name, |row| row.get::<_, rusqlite::types::Value>(0)).unwrap();
+        let pragma =
+            |name: &str| db.pragma_query_value(None, name, |row| row.get::<_, rusqlite::types::Value>(0)).unwrap();
         assert_eq!(pragma("journal_mode"), rusqlite::types::Value::Text("wal".into()));
         assert_eq!(pragma("synchronous"), rusqlite::types::Value::Integer(2));
         assert_eq!(pragma("foreign_keys"), rusqlite::types::Value::Integer(1));

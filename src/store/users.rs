@@ -100,10 +100,7 @@ pub fn insert(tx: &Tx, row: &UserRow) -> Result<()> {
 /// Sets a new password and ends all logins of that user but `keep`.
 pub fn set_password(tx: &Tx, id: &Id, password_hash: &str, keep: Option<&Id>) -> Result<()> {
     tx.run("UPDATE users SET password_hash = ?2 WHERE id = ?1", params![id.as_str(), password_hash])?;
-    tx.run(
-        "DELETE FROM logins WHERE user_id = ?1 AND id IS NOT ?2",
-        params![id.as_str(), keep.map(Id::as_str)],
-    )?;
+    tx.run("DELETE FROM logins WHERE user_id = ?1 AND id IS NOT ?2", params![id.as_str(), keep.map(Id::as_str)])?;
     Ok(())
 }
 

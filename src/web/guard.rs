@@ -129,7 +129,10 @@ pub fn cookie_name(port: u16) -> String {
 }
 
 /// The middleware around everything: who asks, whether a foreign page made them, headers and errors of the answer.
-pub async fn guard(request: ServiceRequest, next: Next<impl MessageBody + 'static>) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
+pub async fn guard(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     let mut request = request;
     page::identify(&request);
     let answer = match admit(&mut request).await {
@@ -228,7 +231,11 @@ fn same_origin(request: &HttpRequest) -> Result<()> {
         (None, Some(site)) => matches!(site, "same-origin" | "none"),
         (None, None) => !is_websocket(request),
     };
-    if ours { Ok(()) } else { Err(Error::new(ErrorKind::Forbidden, "Another web page sent this request; it was refused.")) }
+    if ours {
+        Ok(())
+    } else {
+        Err(Error::new(ErrorKind::Forbidden, "Another web page sent this request; it was refused."))
+    }
 }
 
 /// The host and port that the client asked for.
@@ -249,7 +256,8 @@ async fn read_form(request: &mut ServiceRequest, csrf: &str) -> Result<()> {
         let mut body = Vec::new();
         let mut payload = request.take_payload();
         while let Some(chunk) = payload.next().await {
-            let chunk = chunk.map_err(|error| Error::new(ErrorKind::Invalid, "The form did not arrive whole.").because(error))?;
+            let chunk = chunk
+                .map_err(|error| Error::new(ErrorKind::Invalid, "The form did not arrive whole.").because(error))?;
             if body.len() + chunk.len() > FORM_BYTES_MAX {
                 return Err(Error::new(ErrorKind::Invalid, "The form is too long."));
             }
@@ -304,7 +312,8 @@ mod tests {
 
     #[test]
     fn a_cookie_is_found_once_or_not_at_all() {
-        let cookie_of = |text: &str| cookie(&TestRequest::default().insert_header((header::COOKIE, text)).to_http_request(), "a");
+        let cookie_of =
+            |text: &str| cookie(&TestRequest::default().insert_header((header::COOKIE, text)).to_http_request(), "a");
         assert_eq!(cookie_of("b=1; a=2").as_deref(), Some("2"));
         assert_eq!(cookie_of("a=1; a=2"), None);
         assert_eq!(cookie_of("aa=1"), None);

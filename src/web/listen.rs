@@ -5,7 +5,9 @@ use std::{io, net::TcpListener, os::unix::net::UnixListener, rc::Rc, time::Durat
 use actix_http::{HttpService, Request, Response, body::MessageBody};
 use actix_rt::net::{TcpStream, UnixStream};
 use actix_server::ServerBuilder;
-use actix_service::{IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt, fn_factory, fn_service, map_config};
+use actix_service::{
+    IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt, fn_factory, fn_service, map_config,
+};
 use actix_web::dev::AppConfig;
 use rustls::ServerConfig;
 use tokio::{
@@ -18,7 +20,10 @@ use tokio::{
 pub enum Connection {
     Tls,
     /// Over the Unix socket, from this user.
-    Host { uid: u32, gid: u32 },
+    Host {
+        uid: u32,
+        gid: u32,
+    },
 }
 
 /// A connection that says nothing, or not all of its head, is closed after this.
@@ -99,7 +104,8 @@ where
                     }
                 })
                 .finish(map_config(app, |()| AppConfig::default()));
-            fn_service(|stream: UnixStream| async move { Ok((stream, actix_http::Protocol::Http1, None)) }).and_then(http)
+            fn_service(|stream: UnixStream| async move { Ok((stream, actix_http::Protocol::Http1, None)) })
+                .and_then(http)
         })
 }
 
@@ -116,11 +122,14 @@ async fn first_byte(stream: &TcpStream) -> Option<u8> {
 async fn redirect(mut stream: TcpStream) {
     let answer = match timeout(HEAD_TIMEOUT, read_head(&mut stream)).await {
         Ok(Some(head)) => https_address(&head).map(|to| {
-            format!("HTTP/1.1 308 Permanent Redirect\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            format!(
+                "HTTP/1.1 308 Permanent Redirect\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            )
         }),
         _ => None,
     };
-    let answer = answer.unwrap_or_else(|| "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".into());
+    let answer =
+        answer.unwrap_or_else(|| "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".into());
     let _ = timeout(DISCONNECT_TIMEOUT, async {
         stream.write_all(answer.as_bytes()).await?;
         stream.shutdown().await
@@ -149,7 +158,9 @@ fn https_address(head: &str) -> Option<String> {
         let (name, value) = line.split_once(':')?;
         name.eq_ignore_ascii_case("host").then(|| value.trim())
     })?;
-    let plain = |text: &str, more: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || more.as_bytes().contains(&byte));
+    let plain = |text: &str, more: &str| {
+        text.bytes().all(|byte| byte.is_ascii_alphanumeric() || more.as_bytes().contains(&byte))
+    };
     let good = !host.is_empty() && plain(host, ".-_:[]%") && path.bytes().all(|byte| byte.is_ascii_graphic());
     good.then(|| format!("https://{host}{path}"))
 }

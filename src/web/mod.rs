@@ -2,15 +2,23 @@
 
 pub mod assets;
 pub mod console;
+pub mod door;
+pub mod events;
 pub mod form;
 pub mod guard;
 pub mod guest_api;
 pub mod guest_forms;
 pub mod guests;
+pub mod home;
+pub mod host;
+pub mod images;
 pub mod listen;
 pub mod look_only;
+pub mod multipart;
 pub mod page;
+pub mod people;
 pub mod role;
+pub mod tasks;
 pub mod tls;
 pub mod view;
 
@@ -28,8 +36,18 @@ use self::{
     view::{Chrome, Flash, Level, Tab, Who},
 };
 use crate::{
-    auth::Auth, changes::Changes, error::Error, guests::Guests, host_client::HostClient, store::Store, store::users::Role, tasks::Tasks,
-    types::Id,
+    auth::Auth,
+    changes::Changes,
+    error::{Error, Result},
+    guests::Guests,
+    host_client::HostClient,
+    images::Images,
+    store::{
+        Store,
+        users::{self, Role},
+    },
+    tasks::Tasks,
+    types::{Id, shorten},
 };
 
 /// The services behind the handlers: `state: web::Data<State>`.
@@ -40,6 +58,8 @@ pub struct State {
     pub auth: Auth,
     pub tasks: Tasks,
     pub guests: Guests,
+    pub images: Images,
+    pub findings: host::Findings,
     pub certificate: tls::Certificate,
     /// Cancelled when the server ends.
     pub ending: CancellationToken,
@@ -89,6 +109,13 @@ impl State {
         }
     }
 
+    /// Adds a line to the audit trail.
+    pub async fn audit(&self, caller: &Caller, action: &str, subject: &str, detail: &str) -> Result<()> {
+        let (who, address) = (caller.name.clone(), caller.address.to_string());
+        let (action, subject, detail) = (action.to_owned(), shorten(subject), shorten(detail));
+        self.store.writing(move |tx| users::audit(tx, &who, &address, &action, &subject, &detail)).await
+    }
+
     fn take_flash(&self, caller: &Caller) -> Option<Flash> {
         self.flashes.lock().unwrap_or_else(PoisonError::into_inner).remove(caller.login()?)
     }
@@ -96,10 +123,19 @@ impl State {
 
 /// All routes, one function an area. Each handler says by a parameter who may use it.
 pub fn routes(app: &mut web::ServiceConfig) {
-    app.configure(guest_api::routes).configure(console::routes).configure(guests::routes);
-    app.default_service(web::to(nothing_here));
+    app.configure(home::routes)
+        .configure(door::routes)
+        .configure(guest_api::routes)
+        .configure(console::routes)
+        .configure(guests::routes)
+        .configure(images::routes)
+        .configure(tasks::routes)
+        .configure(host::routes)
+        .configure(people::routes)
+        .configure(events::routes)
+        .default_service(web::to(nothing_here));
 }
 
-async fn nothing_here() -> Result<actix_web::HttpResponse, Error> {
+async fn nothing_here() -> Result<actix_web::HttpResponse> {
     Err(Error::not_found("There is nothing at this address."))
 }

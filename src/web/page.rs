@@ -130,12 +130,7 @@ fn fault(answer: &ServiceResponse<BoxBody>) -> Option<Fault> {
     }
     let ours = answer.response().error().and_then(|error| error.as_error::<Error>());
     if let Some(error) = ours {
-        return Some(Fault {
-            status,
-            detail: error.to_string(),
-            field: error.field(),
-            for_log: Some(error.for_log()),
-        });
+        return Some(Fault { status, detail: error.to_string(), field: error.field(), for_log: Some(error.for_log()) });
     }
     let foreign = answer.response().error().map(ToString::to_string);
     let empty = matches!(answer.response().body().size(), BodySize::None | BodySize::Sized(0));
@@ -250,7 +245,9 @@ mod tests {
 
     #[test]
     fn only_our_own_paths_are_gone_on_to() {
-        for (path, to) in [("/guests?q=a", "/guests?q=a"), ("//evil", "/"), ("https://evil", "/"), ("/\\evil", "/"), ("", "/")] {
+        for (path, to) in
+            [("/guests?q=a", "/guests?q=a"), ("//evil", "/"), ("https://evil", "/"), ("/\\evil", "/"), ("", "/")]
+        {
             assert_eq!(local_path(path), to);
         }
     }

@@ -9,7 +9,7 @@ use std::{
 
 use actix_web::{App, middleware::from_fn, web};
 use tokio::{
-    runtime::Handle,
+    runtime::{Builder, Handle},
     signal::unix::{SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,7 @@ use crate::{
     error::{Error, Result},
     guests::{self, Guests},
     host_client::HostClient,
+    images::Images,
     store::Store,
     tasks::Tasks,
 };
@@ -48,19 +49,18 @@ const STREAMS_END: Duration = Duration::from_millis(100);
 ///
 /// Errors: what keeps it from starting.
 pub fn run(config: WebRole) -> Result<()> {
-    let system = actix_rt::System::new();
-    let result = system.block_on(serve(config));
-    // Dropping the runtime would wait for work that blocks, such as a download that gets no bytes. The process ends anyway.
-    std::mem::forget(system);
-    // A worker thread that ends last would otherwise wake the forgotten system from a destroyed thread local.
-    std::mem::forget(actix_rt::System::current());
+    let cannot = |error| Error::internal("Cannot start the server.", error);
+    // Tasks block for long, such as a download that gets no bytes; only this runtime may be left without waiting for them.
+    let background = Builder::new_current_thread().thread_name("task").build().map_err(cannot)?;
+    let result = actix_rt::System::new().block_on(serve(config, background.handle().clone()));
+    background.shutdown_background();
     result
 }
 
-async fn serve(config: WebRole) -> Result<()> {
+async fn serve(config: WebRole, background: Handle) -> Result<()> {
     let cannot = |error| Error::internal("Cannot start the server.", error);
     let (listener, api) = (config.listener.try_clone().map_err(cannot)?, config.api.try_clone().map_err(cannot)?);
-    let state = web::Data::new(open(config).await?);
+    let state = web::Data::new(open(config, background).await?);
     let app = {
         let state = state.clone();
         move || App::new().app_data(state.clone()).wrap(from_fn(guard::guard)).configure(routes)
@@ -86,12 +86,12 @@ async fn serve(config: WebRole) -> Result<()> {
     Ok(())
 }
 
-async fn open(config: WebRole) -> Result<State> {
+async fn open(config: WebRole, background: Handle) -> Result<State> {
     let store = std::sync::Arc::new(Store::open(&config.state_dir)?);
     let certificate = tls::open(&config.state_dir)?;
     let (host, engines_gone) = HostClient::start(config.hostd)?;
     let changes = Changes::default();
-    let tasks = Tasks::start(store.clone(), changes.clone(), Handle::current())?;
+    let tasks = Tasks::start(store.clone(), changes.clone(), background)?;
     let guests = Guests::start(guests::Parts {
         store: store.clone(),
         host: host.clone(),
@@ -103,7 +103,10 @@ async fn open(config: WebRole) -> Result<State> {
     })
     .await?;
     let port = config.listener.local_addr().map_or(0, |address| address.port());
+    let images = Images::start(store.clone(), changes.clone(), tasks.clone(), host.clone(), &config.state_dir)?;
     Ok(State {
+        images,
+        findings: Default::default(),
         auth: Auth::new(store.clone()),
         host,
         tasks,

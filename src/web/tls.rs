@@ -13,8 +13,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, SanType,
+    BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, SanType,
 };
 use rustls::{
     ServerConfig,
@@ -122,11 +122,13 @@ fn ensure(state_dir: &Path, wanted: &[String], renew: bool) -> Result<Certificat
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|error| cannot(&folder, error))?;
     }
     let now_ms = crate::types::now_ms();
-    let known = fs::read(folder.join("leaf.json")).ok().and_then(|json| serde_json::from_slice::<Description>(&json).ok());
+    let known =
+        fs::read(folder.join("leaf.json")).ok().and_then(|json| serde_json::from_slice::<Description>(&json).ok());
     // A renamed host cannot be certified by the old authority: there is a new one, which has to be trusted anew.
     let known = known.filter(|known| {
         let dns = |name: &&String| name.parse::<IpAddr>().is_err();
-        known.ca_until_ms > now_ms + (LEAF_DAYS + 1) * DAY_MS && wanted.iter().filter(dns).all(|name| known.ca_names.contains(name))
+        known.ca_until_ms > now_ms + (LEAF_DAYS + 1) * DAY_MS
+            && wanted.iter().filter(dns).all(|name| known.ca_names.contains(name))
     });
     let (description, ca_key) = match known {
         Some(known) => (known, read_key(&folder.join("ca.key"))?),
@@ -200,7 +202,9 @@ fn authority(description: &Description) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     let host = description.ca_names.iter().find(|name| !name.contains('.') && *name != "localhost");
-    params.distinguished_name.push(DnType::CommonName, format!("Innkeeper on {}", host.map_or("this host", String::as_str)));
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("Innkeeper on {}", host.map_or("this host", String::as_str)));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let until = at(description.ca_until_ms);
@@ -208,13 +212,20 @@ fn authority(description: &Description) -> CertificateParams {
     params.not_after = until;
     let names = description.ca_names.iter().map(|name| GeneralSubtree::DnsName(name.clone()));
     let networks = PRIVATE.iter().chain(&description.ca_networks);
-    let networks = networks.map(|(address, prefix)| GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(*address, *prefix)));
+    let networks =
+        networks.map(|(address, prefix)| GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(*address, *prefix)));
     params.name_constraints =
         Some(NameConstraints { permitted_subtrees: names.chain(networks).collect(), excluded_subtrees: vec![] });
     params
 }
 
-fn new_leaf(folder: &Path, known: Description, ca_key: KeyPair, names: Vec<String>, now_ms: i64) -> Result<Description> {
+fn new_leaf(
+    folder: &Path,
+    known: Description,
+    ca_key: KeyPair,
+    names: Vec<String>,
+    now_ms: i64,
+) -> Result<Description> {
     let description = Description { until_ms: now_ms + (LEAF_DAYS - 1) * DAY_MS, names, ..known };
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -235,7 +246,8 @@ fn new_leaf(folder: &Path, known: Description, ca_key: KeyPair, names: Vec<Strin
     let issuer = Issuer::new(authority(&description), ca_key);
     let certificate = params.signed_by(&key, &issuer).map_err(unsigned)?;
     write_private(&folder.join("leaf.pem"), certificate.pem().as_bytes())?;
-    let json = serde_json::to_vec_pretty(&description).map_err(|error| Error::internal("Cannot describe the certificate.", error))?;
+    let json = serde_json::to_vec_pretty(&description)
+        .map_err(|error| Error::internal("Cannot describe the certificate.", error))?;
     write_private(&folder.join("leaf.json"), &json)?;
     tracing::info!(names = ?description.names, "issued a certificate");
     Ok(description)
@@ -246,7 +258,9 @@ fn load(folder: &Path, description: Description) -> Result<Certificate> {
         let path = folder.join(name);
         fs::read_to_string(&path).map_err(|error| cannot(&path, error))
     };
-    let broken = |error| Error::internal("The certificate is damaged; \"innkeeper admin reissue-certificate\" makes a new one.", error);
+    let broken = |error| {
+        Error::internal("The certificate is damaged; \"innkeeper admin reissue-certificate\" makes a new one.", error)
+    };
     let ca_pem = read("ca.pem")?;
     let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(broken)?;
     let leaf = CertificateDer::from_pem_slice(read("leaf.pem")?.as_bytes()).map_err(broken)?;
@@ -259,7 +273,14 @@ fn load(folder: &Path, description: Description) -> Result<Certificate> {
         .with_no_client_auth()
         .with_single_cert(vec![leaf, ca], key)
         .map_err(refused)?;
-    Ok(Certificate { ca_pem, ca_sha256, leaf_sha256, names: description.names, leaf_until_ms: description.until_ms, config })
+    Ok(Certificate {
+        ca_pem,
+        ca_sha256,
+        leaf_sha256,
+        names: description.names,
+        leaf_until_ms: description.until_ms,
+        config,
+    })
 }
 
 fn at(ms: i64) -> OffsetDateTime {

@@ -24,7 +24,7 @@ const openMenus = () => document.querySelectorAll("details.menu[open]");
 document.addEventListener("click", (event) => {
   for (const menu of openMenus()) if (!menu.contains(event.target)) menu.open = false;
   // An item that opens a question has done its work; one that submits is about to leave the page.
-  event.target.closest("[popovertarget]")?.closest("details.menu")?.removeAttribute("open");
+  event.target.closest("[popovertarget], [data-key]")?.closest("details.menu")?.removeAttribute("open");
 });
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;

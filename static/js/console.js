@@ -6,7 +6,7 @@ const RETRY_MIN_MS = 500;
 const RETRY_MAX_MS = 8000;
 const QUIET_MS = 3000;
 
-/** A console element. Subclasses have `open(socket)`, called with a fresh socket, and `blurGuest()`. */
+/** A console element. Subclasses have `open(socket)`, called with a fresh socket, `focusGuest()` and `blurGuest()`. */
 export class GuestConsole extends HTMLElement {
   connectedCallback() {
     this.stage = this.querySelector(".console-stage");
@@ -65,8 +65,7 @@ export class GuestConsole extends HTMLElement {
   }
 
   offWords() {
-    const state = document.querySelector("#guest-head .state")?.textContent.trim() ?? "stopped";
-    return `${this.dataset.name} is ${state}`;
+    return document.getElementById("guest-head")?.dataset.words ?? `${this.dataset.name} is stopped`;
   }
 
   tell(link, words) {
@@ -104,7 +103,10 @@ export class GuestConsole extends HTMLElement {
 
   fullScreen() {
     if (document.fullscreenElement) return document.exitFullscreen();
-    return this.requestFullscreen().then(() => navigator.keyboard?.lock?.().catch(() => {}));
+    return this.requestFullscreen().then(() => {
+      this.focusGuest();
+      return navigator.keyboard?.lock?.().catch(() => {});
+    });
   }
 
   followFullScreen() {
@@ -114,6 +116,7 @@ export class GuestConsole extends HTMLElement {
       this.quiet = setTimeout(() => (this.dataset.quiet = ""), QUIET_MS);
     };
     this.addEventListener("fullscreenchange", () => {
+      this.bar.querySelector('[data-do="full"]').setAttribute("aria-pressed", String(Boolean(document.fullscreenElement)));
       if (document.fullscreenElement) return quiet();
       clearTimeout(this.quiet);
       delete this.dataset.quiet;

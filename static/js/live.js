@@ -28,4 +28,5 @@ if (stream) {
   stream.addEventListener("htmx:finally:request", () => setTimeout(again));
   stream.addEventListener("htmx:sse:close", () => setTimeout(again));
   addEventListener("pagehide", () => stream.replaceWith()); // leaving is not losing
+  addEventListener("pageshow", (event) => event.persisted && location.reload());
 }

@@ -1,7 +1,7 @@
 // <img data-refresh="MS">: a picture that is asked for again while it can be seen. The old one stays until the new one is whole;
 // one that cannot be had any more is dimmed, so that it does not look live.
 
-const TICK_MS = 500;
+const TICK_MS = 250;
 const asked = new WeakMap(); // picture -> when it was asked for last
 
 setInterval(() => {

@@ -27,6 +27,7 @@ class GuestScreen extends GuestConsole {
     rfb.showDotCursor = true;
     rfb.addEventListener("connect", () => {
       this.stage.querySelectorAll(".last-picture").forEach((picture) => picture.remove());
+      this.pictured = true;
       this.applyView();
       this.live(this.viewOnly ? "Live, view only" : "Live");
       if (document.activeElement === document.body || this.contains(document.activeElement)) rfb.focus({ preventScroll: true });
@@ -41,17 +42,21 @@ class GuestScreen extends GuestConsole {
   /** A copy of what was shown last stands in until there is a new picture. */
   keepPicture(glass) {
     const shown = glass.querySelector("canvas");
-    if (!shown?.width || !this.lastLive()) return;
+    if (!shown?.width || !this.pictured) return;
+    this.pictured = false;
     this.stage.querySelectorAll(".last-picture").forEach((picture) => picture.remove());
+    const frame = document.createElement("div");
+    frame.className = "last-picture";
     const copy = document.createElement("canvas");
-    copy.className = "last-picture";
     [copy.width, copy.height] = [shown.width, shown.height];
+    [copy.style.width, copy.style.height] = [shown.style.width, shown.style.height]; // in the same place: nothing jumps
     copy.getContext("2d").drawImage(shown, 0, 0);
-    this.stage.prepend(copy);
+    frame.append(copy);
+    this.stage.prepend(frame);
   }
 
-  lastLive() {
-    return this.dataset.link === "live";
+  focusGuest() {
+    this.rfb?.focus({ preventScroll: true });
   }
 
   blurGuest() {

@@ -31,7 +31,8 @@ class GuestTerminal extends GuestConsole {
     term.onBinary((text) => this.send(Uint8Array.from(text, (c) => c.charCodeAt(0))));
     term.attachCustomKeyEventHandler((event) => !(event.ctrlKey && event.altKey && event.shiftKey));
     term.textarea.setAttribute("aria-label", `Serial console of ${this.dataset.name}`);
-    term.focus();
+    if (this.off) this.mark(this.offWords());
+    else term.focus();
   }
 
   url() {
@@ -70,15 +71,18 @@ class GuestTerminal extends GuestConsole {
     if (this.socket?.readyState === WebSocket.OPEN && !this.viewOnly) this.socket.send(bytes);
   }
 
+  focusGuest() {
+    this.term.focus();
+  }
+
   blurGuest() {
     this.term.blur();
   }
 
   press(button) {
     super.press(button);
-    if (button.dataset.do === "paste") this.askText("Paste", (text) => (this.term.paste(text), this.term.focus()));
+    if (button.dataset.do === "paste") this.askText("Paste", (text) => (this.term.paste(text), this.focusGuest()));
     if (button.dataset.do === "copy") this.copyAll(button);
-    if (button.dataset.do === "full") this.term.focus();
   }
 
   async copyAll(button) {

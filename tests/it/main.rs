@@ -7,5 +7,7 @@ mod console;
 mod fake_engine;
 mod lifecycle;
 mod network;
+mod library;
 mod support;
+mod tidy;
 mod web;

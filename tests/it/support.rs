@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{Read, Write},
     net::TcpListener,
     os::{
         fd::{AsFd, OwnedFd},
@@ -52,7 +53,10 @@ impl TestApp {
         TestApp::on(Arc::new(tempfile::tempdir().unwrap()), host)
     }
 
-    fn on(state: Arc<tempfile::TempDir>, host: impl Fn(&HostRequest, &Path) -> HostAnswered + Send + 'static) -> TestApp {
+    fn on(
+        state: Arc<tempfile::TempDir>,
+        host: impl Fn(&HostRequest, &Path) -> HostAnswered + Send + 'static,
+    ) -> TestApp {
         let run_dir = state.path().join("run");
         fs::create_dir_all(&run_dir).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -115,7 +119,8 @@ impl TestApp {
         client.get("/login");
         if client.get("/login").location() == Some("/setup") {
             let token = admin::setup_token(self.state.path()).unwrap();
-            let fields = [("token", token.as_str()), ("name", "ada"), ("password", PASSWORD), ("password_again", PASSWORD)];
+            let fields =
+                [("token", token.as_str()), ("name", "ada"), ("password", PASSWORD), ("password_again", PASSWORD)];
             let answer = client.post("/setup", &fields);
             assert_eq!(answer.status, 303, "{}", answer.text());
         } else {
@@ -143,7 +148,9 @@ pub const PASSWORD: &str = "correct horse";
 pub fn usual_host(request: &HostRequest, state: &Path) -> HostAnswered {
     let open = |path: PathBuf| match fs::File::open(&path) {
         Ok(file) => Ok((HostAnswer::File { size_bytes: file.metadata().unwrap().len() }, vec![OwnedFd::from(file)])),
-        Err(error) => Err(HostRefusal { kind: ErrorKind::NotFound, message: format!("Cannot open {}: {error}.", path.display()) }),
+        Err(error) => {
+            Err(HostRefusal { kind: ErrorKind::NotFound, message: format!("Cannot open {}: {error}.", path.display()) })
+        }
     };
     match request {
         HostRequest::StartEngine(_) | HostRequest::KillEngine(_) => Ok((HostAnswer::Done, vec![])),
@@ -166,7 +173,12 @@ pub fn usual_host(request: &HostRequest, state: &Path) -> HostAnswered {
     }
 }
 
-fn supervise(socket: &OwnedFd, asked: &Mutex<Vec<HostRequest>>, state: &Path, host: impl Fn(&HostRequest, &Path) -> HostAnswered) {
+fn supervise(
+    socket: &OwnedFd,
+    asked: &Mutex<Vec<HostRequest>>,
+    state: &Path,
+    host: impl Fn(&HostRequest, &Path) -> HostAnswered,
+) {
     while let Ok(Some((call, _))) = wire::receive::<HostCall>(socket) {
         asked.lock().unwrap().push(call.request.clone());
         let (result, fds) = match host(&call.request, state) {
@@ -187,6 +199,9 @@ pub struct Client {
     pub cookie: Option<String>,
     pub csrf: String,
 }
+
+/// A TLS connection without HTTP, for what no client would send.
+pub type RawConnection = rustls::StreamOwned<rustls::ClientConnection, std::net::TcpStream>;
 
 /// What came back.
 pub struct Answer {
@@ -233,7 +248,8 @@ impl Client {
 
     /// Sends anything; keeps the cookie of the answer and reads the token of its page.
     pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-        let mut request = ureq::http::Request::builder().method(method).uri(format!("https://localhost:{}{path}", self.port));
+        let mut request =
+            ureq::http::Request::builder().method(method).uri(format!("https://localhost:{}{path}", self.port));
         if let Some(cookie) = &self.cookie {
             request = request.header("cookie", cookie);
         }
@@ -246,7 +262,8 @@ impl Client {
             self.agent.run(request.body(body).unwrap())
         };
         let mut answer = answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
-        let headers = answer.headers().iter().map(|(key, value)| (key.to_string(), value.to_str().unwrap().to_owned())).collect();
+        let headers =
+            answer.headers().iter().map(|(key, value)| (key.to_string(), value.to_str().unwrap().to_owned())).collect();
         let body = answer.body_mut().with_config().limit(64 << 20).read_to_vec().unwrap();
         let answer = Answer { status: answer.status().as_u16(), headers, body };
         if let Some(cookie) = answer.header("set-cookie") {
@@ -276,11 +293,58 @@ impl Client {
     /// A JSON request as the page's script sends it.
     pub fn call(&mut self, method: &str, path: &str, json: &serde_json::Value) -> Answer {
         let (origin, csrf) = (format!("https://localhost:{}", self.port), self.csrf.clone());
-        let headers = [("origin", origin.as_str()), ("x-csrf-token", csrf.as_str()), ("content-type", "application/json")];
+        let headers =
+            [("origin", origin.as_str()), ("x-csrf-token", csrf.as_str()), ("content-type", "application/json")];
         self.send(method, path, &headers, json.to_string().as_bytes())
     }
 }
 
+impl Client {
+    /// A connection on which the test speaks for itself.
+    pub fn raw(app: &TestApp) -> RawConnection {
+        use rustls::pki_types::{CertificateDer, pem::PemObject};
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(app.path("tls/ca.pem")).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
+        let connection = rustls::ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
+        let socket = std::net::TcpStream::connect(("127.0.0.1", app.port)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        rustls::StreamOwned::new(connection, socket)
+    }
+
+    /// The beginning of a request of this login.
+    pub fn head(&self, method: &str, path: &str, more: &str) -> String {
+        let (port, cookie, csrf) = (self.port, self.cookie.as_deref().unwrap_or(""), &self.csrf);
+        format!("{method} {path} HTTP/1.1\r\nHost: localhost:{port}\r\nCookie: {cookie}\r\nX-CSRF-Token: {csrf}\r\n{more}\r\n")
+    }
+
+    /// Opens a stream of events; the returned connection has read past the head of the answer.
+    pub fn stream(&self, app: &TestApp, path: &str) -> RawConnection {
+        let mut connection = Client::raw(app);
+        connection.write_all(self.head("GET", path, "").as_bytes()).unwrap();
+        let head = read_until(&mut connection, "\r\n\r\n");
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        connection
+    }
+}
+
+/// Reads until `end` has come, byte by byte; what was read.
+pub fn read_until(from: &mut impl Read, end: &str) -> String {
+    let mut text = Vec::new();
+    while !text.ends_with(end.as_bytes()) {
+        let mut byte = [0];
+        match from.read(&mut byte) {
+            Ok(1) => text.push(byte[0]),
+            other => panic!("{other:?} after {}", String::from_utf8_lossy(&text)),
+        }
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
 pub fn escape(text: &str) -> String {
-    text.bytes().map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+    text.bytes()
+        .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
 }

@@ -85,6 +85,9 @@ pub struct GuestsPage {
 impl GuestsPage {
     /// "7 guests, 5 running".
     pub fn summary(&self) -> String {
+        if self.guests.is_empty() {
+            return "none".to_owned();
+        }
         let running = self.guests.iter().filter(|guest| guest.state == State::Running).count();
         format!("{}, {running} running", count(self.guests.len(), "guest", "guests"))
     }
@@ -189,6 +192,15 @@ impl GuestHead {
     /// "since" for what lasts, nothing for what passes.
     pub fn lasting(&self) -> bool {
         !matches!(self.state, State::Starting | State::Stopping)
+    }
+
+    /// "web01 is stopped".
+    pub fn sentence(&self) -> String {
+        match self.state {
+            State::Failed => format!("{} has failed", self.name),
+            State::Unknown => format!("{} does not answer", self.name),
+            state => format!("{} is {}", self.name, state.word()),
+        }
     }
 
     /// What opens the serial console in a terminal on the host.

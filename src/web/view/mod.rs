@@ -6,6 +6,8 @@
 mod desk;
 mod guests;
 mod library;
+#[cfg(test)]
+mod tests;
 mod words;
 
 pub use desk::*;
@@ -190,25 +192,4 @@ pub fn event(id: u64, html: &str) -> String {
     let html = html.replace("\r\n", "\n");
     let data: String = html.trim_end().split(['\r', '\n']).map(|line| format!("data: {line}\n")).collect();
     format!("id: {id}\n{data}\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_event_carries_every_line_and_no_other_field() {
-        assert_eq!(
-            event(7, "<p>a\r\nevent: x\r\n\n</p>\n"),
-            "id: 7\ndata: <p>a\ndata: event: x\ndata: \ndata: </p>\n\n"
-        );
-    }
-
-    #[test]
-    fn a_field_has_its_first_error() {
-        let mut errors = FieldErrors::default();
-        errors.add("name", "is taken");
-        errors.add("name", "is long");
-        assert_eq!((errors.of("name"), errors.of("cpus")), (Some("is taken"), None));
-    }
 }

@@ -1,0 +1,9 @@
+#!/bin/bash
+# Debian's installer on the screen: the first dialog is answered by a key there.
+# limit: 420
+. "$(dirname "$0")/../lib.sh"
+
+guest installer-screen --memory 1G --network nat --kernel "$MATERIAL/installer-linux" --initrd "$MATERIAL/installer-initrd.gz" --cmdline "---"
+await_screen installer-screen 'Select a language' 300
+press installer-screen Return
+await_screen installer-screen 'Select your location' 90

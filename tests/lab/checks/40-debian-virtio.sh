@@ -1,0 +1,35 @@
+#!/bin/bash
+# A Debian disk on virtio-blk: GRUB, login on serial and screen, two CPUs, an address, a download, reset, power off inside, shut down from outside.
+# limit: 1500
+. "$(dirname "$0")/../lib.sh"
+
+# The guest's gateway is this machine, which serves a file it can know.
+folder=$(mktemp -d)
+echo "innkeeper-$$" >"$folder/hello"
+python3 -m http.server --directory "$folder" 8099 >/dev/null 2>&1 &
+web=$!
+trap 'kill $web; remove_guests' EXIT
+
+guest debian --cpus 2 --memory 1G --network nat --disk "$MATERIAL/debian12.raw"
+await_serial debian 'GRUB' 60
+log_in debian 1
+await_screen debian 'guest login:' 60
+run_in debian 30 'echo cpus-$(nproc)'
+await_serial debian '^cpus-2' 5
+run_in debian 60 'for i in $(seq 40); do ip -4 route | grep -q default && break; sleep 1; done; ip -4 -br address'
+run_in debian 60 'curl -s --max-time 20 http://$(ip -4 route | sed -n "s/^default via \([0-9.]*\).*/\1/p"):8099/hello'
+await_serial debian "^innkeeper-$$" 5
+[ -n "$(field debian address)$(field debian addresses)" ] || broken "the guest's address is not known to the server"
+run_in debian 30 'dmesg | grep -i -E "ACPI (BIOS )?(Error|Warning)|BUG:|Call Trace" && false || true'
+run_in debian 60 'dd if=/dev/urandom of=/root/data bs=1M count=16 status=none; sha256sum </root/data >/root/sum; sync'
+
+ik guest reset debian
+log_in debian 2
+run_in debian 60 'sha256sum </root/data | cmp - /root/sum'
+type_serial debian 'poweroff\r'
+ends debian 180
+
+ik guest start debian
+await_serial debian 'guest login:' 400 3
+ik guest shutdown debian
+ends debian 180

@@ -1,0 +1,7 @@
+#!/bin/bash
+# OVMF to its shell: a probe of the same machine with other firmware.
+# limit: 600
+. "$(dirname "$0")/../lib.sh"
+
+guest ovmf --memory 512M --network none --firmware uefi
+await_serial ovmf 'Shell>' 540
