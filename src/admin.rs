@@ -10,11 +10,13 @@ use crate::{
     error::{Error, Result},
     store::{
         FILE, Store,
-        users::{self, Role, UserRow},
+        users::{self, UserRow},
     },
     types::{Id, Name, now_ms},
     web::tls,
 };
+
+pub use crate::store::users::Role;
 
 /// In the audit trail.
 const WHO: &str = "host:admin";

@@ -9,7 +9,7 @@ use clap::{Subcommand, ValueEnum};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
 use super::{Failure, Outcome, PlaceArgs, default_state_dir, run_dir, say};
-use crate::{admin, store::users::Role};
+use crate::admin::{self, Role};
 
 #[derive(Debug, Subcommand)]
 pub enum AdminCommand {
