@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -10,11 +11,13 @@ use crate::{
     error::{Error, Result},
     store::{
         FILE, Store,
-        users::{self, Role, UserRow},
+        users::{self, UserRow},
     },
     types::{Id, Name, now_ms},
     web::tls,
 };
+
+pub use crate::store::users::Role;
 
 /// In the audit trail.
 const WHO: &str = "host:admin";
@@ -24,6 +27,13 @@ const WHO: &str = "host:admin";
 /// Errors: `Conflict` when there is an administrator already.
 pub fn setup_token(state_dir: &Path) -> Result<String> {
     Store::open(state_dir)?.write(auth::new_setup_token)
+}
+
+/// Where the server of this state listens, as addresses for a browser; the usual port when none runs.
+pub fn urls(state_dir: &Path) -> Vec<String> {
+    let lock = fs::read_to_string(state_dir.join("serve.lock")).unwrap_or_default();
+    let listen = lock.split_whitespace().nth(1).and_then(|address| address.parse().ok());
+    tls::urls(listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8443))))
 }
 
 /// Whether somebody has been set up.

@@ -1,9 +1,10 @@
 //! The JSON of `/api/v1` about guests, as the server writes it and the command line reads it. Other JSON is beside its handlers.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    guests::lifecycle::State,
     spec::DiskBus,
     types::{Id, MacAddr, Name},
 };
@@ -37,6 +38,38 @@ pub struct Guest {
     /// What is right but perhaps not meant, such as more memory than the host has.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+/// What a guest is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Stopped,
+    Starting,
+    Running,
+    Paused,
+    Stopping,
+    Failed,
+}
+
+impl State {
+    /// Whether there is an engine.
+    pub fn is_live(self) -> bool {
+        !matches!(self, State::Stopped | State::Failed)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            State::Stopped => "stopped",
+            State::Starting => "starting",
+            State::Running => "running",
+            State::Paused => "paused",
+            State::Stopping => "stopping",
+            State::Failed => "failed",
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

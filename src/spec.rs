@@ -1,8 +1,10 @@
 //! What one guest is: `GuestSpec`, checked before an engine sees it. Files are slots here; `hostd` opens them and passes descriptors.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Id, MacAddr, Name, show_size};
+use crate::types::{BadValue, Id, MacAddr, Name, show_size};
 
 /// The frozen hardware of this release: slots, ids and features never change within a version.
 pub const MACHINE: &str = "pc-1";
@@ -59,6 +61,26 @@ pub struct DiskSpec {
 pub enum DiskBus {
     Virtio,
     Ahci,
+}
+
+impl DiskBus {
+    /// The word in forms, tables and the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DiskBus::Virtio => "virtio",
+            DiskBus::Ahci => "ahci",
+        }
+    }
+}
+
+impl FromStr for DiskBus {
+    type Err = BadValue;
+    fn from_str(text: &str) -> Result<DiskBus, BadValue> {
+        [DiskBus::Virtio, DiskBus::Ahci]
+            .into_iter()
+            .find(|bus| bus.as_str() == text)
+            .ok_or_else(|| BadValue("A disk is on virtio or ahci.".into()))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

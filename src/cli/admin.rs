@@ -9,7 +9,10 @@ use clap::{Subcommand, ValueEnum};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
 use super::{Failure, Outcome, PlaceArgs, default_state_dir, run_dir, say};
-use crate::{admin, store::users::Role};
+use crate::{
+    admin::{self, Role},
+    host::net::Networks,
+};
 
 #[derive(Debug, Subcommand)]
 pub enum AdminCommand {
@@ -75,7 +78,7 @@ pub(super) fn run(place: &PlaceArgs, command: AdminCommand) -> Outcome {
     match command {
         AdminCommand::SetupLink => {
             let token = admin::setup_token(state)?;
-            for base in addresses(place) {
+            for base in admin::urls(state) {
                 say(format!("{base}/setup?token={token}"))?;
             }
             Ok(())
@@ -97,7 +100,10 @@ pub(super) fn run(place: &PlaceArgs, command: AdminCommand) -> Outcome {
             let _ = certificate;
             say("The certificate is made anew; a running server takes it at its next start.")
         }
-        AdminCommand::RemoveNetworks => Err(Failure::failed("This build makes no networks.")),
+        AdminCommand::RemoveNetworks => {
+            Networks::new(state, run_dir(place)).remove()?;
+            say("the networks that Innkeeper made are gone")
+        }
     }
 }
 
@@ -131,17 +137,6 @@ fn state_dir(place: &PlaceArgs) -> Outcome<PathBuf> {
         );
         Err(Failure::failed(text))
     }
-}
-
-/// Where a running server listens, as its lock file says; else where one usually does.
-fn addresses(place: &PlaceArgs) -> Vec<String> {
-    let lock = std::fs::read_to_string(run_dir(place).join("serve.lock")).unwrap_or_default();
-    let named: Vec<String> = lock
-        .split_whitespace()
-        .filter(|word| word.starts_with("https://"))
-        .map(|url| url.trim_end_matches('/').to_owned())
-        .collect();
-    if named.is_empty() { vec!["https://localhost:8443".to_owned()] } else { named }
 }
 
 /// A password from standard input; on a terminal typed twice, without being shown.

@@ -18,8 +18,7 @@ use super::{
     task,
 };
 use crate::{
-    api::{Boot, ChangeCd, ChangeGuest, CreateGuest, Firmware, Guest, NewDisk},
-    guests::lifecycle::State,
+    api::{Boot, ChangeCd, ChangeGuest, CreateGuest, Firmware, Guest, NewDisk, State},
     spec::DiskBus,
     types::{parse_size, show_size},
 };
@@ -286,7 +285,7 @@ fn describe(guest: &Guest) -> String {
         }
     }
     for disk in &guest.disks {
-        let bus = crate::store::guests::bus_word(disk.bus);
+        let bus = disk.bus.as_str();
         let ready = if disk.ready { "" } else { ", being copied" };
         lines.push(("disk", format!("{}  {} on {bus}{ready}", disk.id, show_size(disk.size_bytes))));
     }

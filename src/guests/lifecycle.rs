@@ -15,13 +15,10 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
-
 use crate::wire::{EndKind, Observed};
 
 /// What a guest is doing, as far as the server knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
     /// No engine; the last one ended in order.
     Stopped,
@@ -115,7 +112,7 @@ impl State {
         }
     }
 
-    /// The word for people, the API and the command line.
+    /// The word for people.
     pub fn word(self) -> &'static str {
         match self {
             State::Stopped => "stopped",

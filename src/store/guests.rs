@@ -144,23 +144,6 @@ impl FromStr for NetworkMode {
     }
 }
 
-/// The word of a disk's bus in the file, in forms and in tables.
-pub fn bus_word(bus: DiskBus) -> &'static str {
-    match bus {
-        DiskBus::Virtio => "virtio",
-        DiskBus::Ahci => "ahci",
-    }
-}
-
-/// Errors: no bus of ours.
-pub fn parse_bus(text: &str) -> Result<DiskBus, BadValue> {
-    match text {
-        "virtio" => Ok(DiskBus::Virtio),
-        "ahci" => Ok(DiskBus::Ahci),
-        _ => Err(BadValue("A disk is on virtio or ahci.".into())),
-    }
-}
-
 fn guest(row: &Row) -> rusqlite::Result<GuestRow> {
     let desired: String = get(row, "desired")?;
     let network: String = get(row, "network")?;
@@ -190,12 +173,11 @@ fn guest(row: &Row) -> rusqlite::Result<GuestRow> {
 }
 
 fn disk(row: &Row) -> rusqlite::Result<DiskRow> {
-    let bus: String = get(row, "bus")?;
     Ok(DiskRow {
         id: parsed(row, "id")?,
         guest_id: parsed(row, "guest_id")?,
         position: unsigned(row, "position")?,
-        bus: parse_bus(&bus).map_err(|error| super::damaged(row, "bus", error))?,
+        bus: parsed(row, "bus")?,
         size_bytes: unsigned(row, "size_bytes")?,
         image_id: maybe_parsed(row, "image_id")?,
         read_only: get(row, "read_only")?,
@@ -299,7 +281,7 @@ pub fn insert_disk(tx: &Tx, row: &DiskRow) -> Result<()> {
          VALUES (:id, :guest_id, :position, :bus, :size_bytes, :image_id, :read_only, :ready, :created_ms)",
         named_params! {
             ":id": row.id.as_str(), ":guest_id": row.guest_id.as_str(), ":position": row.position,
-            ":bus": bus_word(row.bus), ":size_bytes": signed(row.size_bytes),
+            ":bus": row.bus.as_str(), ":size_bytes": signed(row.size_bytes),
             ":image_id": row.image_id.as_ref().map(Id::as_str), ":read_only": row.read_only, ":ready": row.ready,
             ":created_ms": row.created_ms,
         },

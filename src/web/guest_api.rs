@@ -14,7 +14,10 @@ use super::{
 use crate::{
     api,
     error::{Error, ErrorKind, Result},
-    guests::{Guest, lifecycle::Event},
+    guests::{
+        Guest,
+        lifecycle::{self, Event},
+    },
     store::guests::BootKind,
 };
 
@@ -51,7 +54,7 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
     api::Guest {
         id: row.id.clone(),
         name: row.name.clone(),
-        state: status.state,
+        state: state_json(status.state),
         reason: status.reason.clone(),
         since_ms: status.since_ms,
         desired: if row.desired_on { api::Desired::On } else { api::Desired::Off },
@@ -74,6 +77,17 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
         engine: status.engine.as_ref().map(|engine| api::Engine { pid: engine.pid, version: engine.version.clone() }),
         task: task.clone(),
         warnings: Vec::new(),
+    }
+}
+
+fn state_json(state: lifecycle::State) -> api::State {
+    match state {
+        lifecycle::State::Stopped => api::State::Stopped,
+        lifecycle::State::Starting => api::State::Starting,
+        lifecycle::State::Running => api::State::Running,
+        lifecycle::State::Paused => api::State::Paused,
+        lifecycle::State::Stopping => api::State::Stopping,
+        lifecycle::State::Failed => api::State::Failed,
     }
 }
 

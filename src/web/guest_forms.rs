@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result},
     guests::{Guest, host_memory},
     store::{
-        guests::{BootKind, NetworkMode, bus_word, parse_bus},
+        guests::{BootKind, NetworkMode},
         images::{self, ImageKind, ImageRow},
     },
     types::{parse_size, show_size},
@@ -64,7 +64,7 @@ pub fn fields_of_guest(guest: &Guest) -> GuestFields {
         .to_owned(),
         disk_size: String::new(),
         disk_image: String::new(),
-        disk_bus: guest.disks.first().map_or("virtio", |disk| bus_word(disk.bus)).to_owned(),
+        disk_bus: guest.disks.first().map_or("virtio", |disk| disk.bus.as_str()).to_owned(),
         cdrom: id(&guest.cd),
         kernel: id(&guest.kernel),
         initrd: id(&guest.initrd),
@@ -197,7 +197,7 @@ fn new_disk(fields: &GuestFields, names: (&str, &str), errors: &mut FieldErrors)
     };
     let bus = match fields.disk_bus.as_str() {
         "" => None,
-        bus => parse_bus(bus).map_err(|bad| errors.add("disk_bus", bad.to_string())).ok(),
+        bus => bus.parse().map_err(|bad: crate::types::BadValue| errors.add("disk_bus", bad.to_string())).ok(),
     };
     let image = Some(fields.disk_image.clone()).filter(|image| !image.is_empty());
     vec![NewDisk { size_bytes, image, bus }]

@@ -23,7 +23,7 @@ use crate::{
         lifecycle::{Event, State as GuestState},
     },
     store::{
-        guests::{BootKind, bus_word},
+        guests::BootKind,
         users::Role,
     },
     types::{Id, now_ms, show_size},
@@ -132,7 +132,7 @@ fn disk_lines(state: &State, guest: &Guest) -> Vec<view::DiskLine> {
         label: format!("disk {}", number + 1),
         size: view::Bytes(disk.size_bytes),
         used: state.guests.disk_used_bytes(&disk.id).map(view::Bytes),
-        bus: bus_word(disk.bus).to_owned(),
+        bus: disk.bus.as_str().to_owned(),
         note: if disk.ready { String::new() } else { "being copied".to_owned() },
     };
     guest.disks.iter().enumerate().map(line).collect()

@@ -1,7 +1,8 @@
 //! The web role as a process: opens the state, starts the services, serves until the supervisor or a signal ends it.
 
 use std::{
-    net::TcpListener,
+    io::Write,
+    net::{SocketAddr, TcpListener},
     os::{fd::OwnedFd, unix::net::UnixListener},
     path::PathBuf,
     time::Duration,
@@ -14,9 +15,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{State, guard, listen, routes, tls};
+use super::{State, guard, listen, routes, tls, view::fingerprint};
 use crate::{
-    auth::Auth,
+    auth::{self, Auth},
     changes::Changes,
     error::{Error, Result},
     guests::{self, Guests},
@@ -60,6 +61,7 @@ pub fn run(config: WebRole) -> Result<()> {
 async fn serve(config: WebRole, background: Handle) -> Result<()> {
     let cannot = |error| Error::internal("Cannot start the server.", error);
     let (listener, api) = (config.listener.try_clone().map_err(cannot)?, config.api.try_clone().map_err(cannot)?);
+    let address = listener.local_addr().map_err(cannot)?;
     let state = web::Data::new(open(config, background).await?);
     let app = {
         let state = state.clone();
@@ -69,7 +71,7 @@ async fn serve(config: WebRole, background: Handle) -> Result<()> {
     let server = listen::listen(server, listener, api, state.certificate.config.clone(), app).map_err(cannot)?.run();
     let handle = server.handle();
     let serving = actix_rt::spawn(server);
-    tracing::info!(port = state.port, "serving");
+    announce(&state, address).map_err(cannot)?;
 
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
@@ -84,6 +86,21 @@ async fn serve(config: WebRole, background: Handle) -> Result<()> {
     handle.stop(true).await;
     let _ = serving.await;
     Ok(())
+}
+
+/// Tells whoever started the server where it is, how the first administrator gets in, and how to know the certificate.
+fn announce(state: &State, address: SocketAddr) -> std::io::Result<()> {
+    let urls = tls::urls(address);
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "Innkeeper {} is at", env!("CARGO_PKG_VERSION"))?;
+    for url in &urls {
+        writeln!(out, "  {url}/")?;
+    }
+    // Refused once somebody is set up; then there is nothing to say.
+    if let (Ok(token), Some(url)) = (state.store.write(auth::new_setup_token), urls.first()) {
+        writeln!(out, "Set up the first administrator, once: {url}/setup?token={token}")?;
+    }
+    writeln!(out, "SHA-256 of the certificate: {}", fingerprint(&state.certificate.leaf_sha256))
 }
 
 async fn open(config: WebRole, background: Handle) -> Result<State> {

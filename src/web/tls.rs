@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::fs::DirBuilderExt,
     path::Path,
     sync::Arc,
@@ -69,9 +69,37 @@ pub fn reissue(state_dir: &Path) -> Result<Certificate> {
     ensure(state_dir, &host_names(), true)
 }
 
+/// Names and addresses, separated by spaces, by which people reach an Innkeeper that cannot know them: in the lab.
+const NAMES_VARIABLE: &str = "INNKEEPER_HOST_NAMES";
+
+/// The pages' addresses, best first, for a server that listens on `listen`.
+pub fn urls(listen: SocketAddr) -> Vec<String> {
+    let url = |name: &str| match name.parse::<Ipv6Addr>() {
+        Ok(address) => format!("https://[{address}]:{}", listen.port()),
+        Err(_) => format!("https://{name}:{}", listen.port()),
+    };
+    if listen.ip().is_loopback() {
+        return vec![url("localhost")];
+    }
+    if !listen.ip().is_unspecified() {
+        return vec![url(&listen.ip().to_string())];
+    }
+    let loopback = |name: &String| name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    let (addresses, names): (Vec<String>, Vec<String>) =
+        host_names().into_iter().filter(|name| !loopback(name)).partition(|name| name.parse::<IpAddr>().is_ok());
+    names.iter().chain(&addresses).map(|name| url(name)).collect()
+}
+
 /// The names and addresses by which people reach this host now.
 pub fn host_names() -> Vec<String> {
     let mut names = vec!["localhost".to_owned()];
+    if let Ok(given) = std::env::var(NAMES_VARIABLE) {
+        names.extend(given.split_whitespace().filter(|name| is_dns_name(name) || name.parse::<IpAddr>().is_ok()).map(str::to_owned));
+        names.extend([Ipv4Addr::LOCALHOST.to_string(), Ipv6Addr::LOCALHOST.to_string()]);
+        names.sort();
+        names.dedup();
+        return names;
+    }
     let host = host_name();
     if is_dns_name(&host) {
         let short = host.split('.').next().unwrap_or(&host).to_owned();

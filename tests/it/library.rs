@@ -324,7 +324,7 @@ fn qcow2_becomes_sparse_raw_and_never_follows_another_file() {
 #[test]
 fn what_a_killed_server_left_half_is_gone_at_the_next_start() {
     let app = TestApp::start();
-    app.administrator();
+    app.client().get("/login");
     let db = rusqlite::Connection::open(app.path("innkeeper.db")).unwrap();
     db.execute(
         "INSERT INTO images (id, name, kind, state, size_bytes, source, created_ms) VALUES ('aaaaaaaa', 'half', 'other', 'uploading', 0, 'upload', 0)",

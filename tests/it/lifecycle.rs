@@ -1,5 +1,7 @@
 //! Guests from making to deleting, with engines that have no KVM.
 
+use std::os::unix::fs::{FileExt, MetadataExt};
+
 use innkeeper::wire::{EndKind, EngineAction, EngineMessage, Observed, Place};
 use serde_json::{Value, json};
 
@@ -302,6 +304,89 @@ fn the_pages_offer_what_the_lifecycle_allows() {
     assert_eq!(client.post(&format!("{page}/delete"), &[("confirm", "web")]).status, 422);
     let gone = client.post(&format!("{page}/delete"), &[("confirm", "web01")]);
     assert_eq!((gone.status, gone.location()), (303, Some("/guests")));
+}
+
+#[test]
+fn disks_are_copied_from_images_by_a_task_and_keep_their_holes() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    let source = lab.app.path("source.img");
+    let file = std::fs::File::create(&source).unwrap();
+    file.set_len(64 << 20).unwrap();
+    file.write_all_at(b"first", 0).unwrap();
+    file.write_all_at(b"middle", 40 << 20).unwrap();
+    let image =
+        client.call("POST", "/api/v1/images", &json!({ "host_path": source, "kind": "disk", "name": "source" }));
+    assert_eq!(image.status, 201, "{}", image.text());
+    let disks =
+        json!([{ "image": "source", "size_bytes": 128 << 20 }, { "size_bytes": 1 << 20 }, { "image": "source" }]);
+    let made = make(client, json!({ "name": "copy", "disks": disks, "network": "none", "start": true }));
+    let done = wait_for(client, "copy", "running");
+    assert_eq!((done["disks"][0]["ready"].clone(), &done["task"]), (json!(true), &Value::Null));
+    let copied = lab.app.path(&format!("disks/{}.raw", made["disks"][0]["id"].as_str().unwrap()));
+    let about = std::fs::metadata(&copied).unwrap();
+    assert_eq!(about.len(), 128 << 20);
+    assert!(about.blocks() * 512 < 8 << 20, "{} blocks", about.blocks());
+    let copy = std::fs::File::open(copied).unwrap();
+    let mut middle = [0; 6];
+    copy.read_exact_at(&mut middle, 40 << 20).unwrap();
+    assert_eq!(&middle, b"middle");
+    assert_eq!(client.call("DELETE", "/api/v1/images/source", &json!({})).status, 204, "no guest uses it any more");
+    let small = json!({ "name": "b", "disks": [{ "image": "source", "size_bytes": 1 << 20 }] });
+    assert_eq!(client.call("POST", "/api/v1/guests", &small).json()["field"], "disk_image");
+}
+
+#[test]
+fn a_copy_that_fails_leaves_no_guest_behind() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    let source = lab.app.path("source.img");
+    std::fs::write(&source, vec![7; 1 << 20]).unwrap();
+    client.call("POST", "/api/v1/images", &json!({ "host_path": source, "kind": "disk", "name": "source" }));
+    std::fs::write(&source, vec![7; 512]).unwrap();
+    let made = make(
+        client,
+        json!({ "name": "a", "disks": [{ "size_bytes": 1 << 20 }, { "image": "source" }], "network": "none" }),
+    );
+    std::fs::write(&source, vec![7; 4 << 20]).unwrap();
+    eventually("the guest or its task has an end", || {
+        let gone = client.get("/api/v1/guests/a").status == 404;
+        gone || show(client, "a")["task"].is_null()
+    });
+    // Shorter is padded; longer than the disk is refused, and then nothing is left.
+    let left = std::fs::read_dir(lab.app.path("disks")).unwrap().count();
+    let guests = client.get("/api/v1/guests").json().as_array().unwrap().len();
+    assert_eq!(left, guests * 2, "{made}");
+    std::fs::remove_file(&source).unwrap();
+    let missing =
+        json!({ "name": "b", "disks": [{ "size_bytes": 1 << 20 }, { "image": "source" }], "network": "none" });
+    let answer = client.call("POST", "/api/v1/guests", &missing);
+    assert!(answer.status >= 400, "{}", answer.text());
+    assert_eq!(client.get("/api/v1/guests/b").status, 404);
+    assert_eq!(std::fs::read_dir(lab.app.path("disks")).unwrap().count(), left);
+}
+
+#[test]
+fn the_cd_is_changed_while_the_guest_runs_and_stays_changed() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    let iso = lab.app.path("a.iso");
+    let mut bytes = vec![0; 64 << 10];
+    bytes[32769..32774].copy_from_slice(b"CD001");
+    std::fs::write(&iso, &bytes).unwrap();
+    let added = client.call("POST", "/api/v1/images", &json!({ "host_path": iso, "name": "a.iso" }));
+    assert_eq!(added.status, 201, "{}", added.text());
+    test_guest(client, "a");
+    act(client, "a", "start");
+    let put = client.call("POST", "/api/v1/guests/a/cd", &json!({ "image": "a.iso" }));
+    assert_eq!((put.status, &put.json()["cdrom"]["name"]), (200, &json!("a.iso")), "{}", put.text());
+    assert_eq!(lab.engine("a").unwrap().asked().last(), Some(&EngineAction::ChangeCd));
+    assert_eq!(client.call("DELETE", "/api/v1/images/a.iso", &json!({})).status, 409, "it is in use");
+    assert_eq!(client.call("POST", "/api/v1/guests/a/cd", &json!({ "image": "b.iso" })).json()["field"], "image");
+    act(client, "a", "poweroff");
+    assert!(matches!(act(client, "a", "start").0, 200));
+    assert!(matches!(&lab.engine("a").unwrap().launch.cd, Some(Place::Host(path)) if *path == iso));
+    assert_eq!(client.call("POST", "/api/v1/guests/a/cd", &json!({})).json()["cdrom"], Value::Null);
 }
 
 #[test]
