@@ -101,10 +101,19 @@ pub(super) fn resolve(client: &Client, place: &PlaceArgs, text: &str) -> Outcome
         )));
     }
     let path = absolute(place, text)?;
-    match images.into_iter().find(|image| image.host_path.as_deref() == Some(&path)) {
-        Some(image) => Ok(image.id),
-        None => register(client, &path, None),
+    if let Some(image) = images.iter().find(|image| image.host_path.as_deref() == Some(&path)) {
+        return Ok(image.id.clone());
     }
+    let name = free_name(&images, usable_name(&path));
+    register(client, &path, Some(name))
+}
+
+/// `name`, or with a number behind it when another image has it already.
+fn free_name(images: &[Image], name: String) -> String {
+    let taken = |name: &str| images.iter().any(|image| image.name == name);
+    let kept: String = name.chars().take(NAME_LEN_MAX - 4).collect();
+    let numbered = (2..=images.len() + 1).map(|number| format!("{kept}-{number}"));
+    std::iter::once(name.clone()).chain(numbered).find(|name| !taken(name)).unwrap_or(name)
 }
 
 struct Wanted {
@@ -169,7 +178,7 @@ fn upload(client: &Client, path: &Path, wanted: Wanted) -> Outcome<String> {
     if let Some(sha256) = wanted.sha256 {
         target += &format!("&sha256={}", encode(&sha256));
     }
-    let mut line = ProgressLine::new();
+    let mut line = ProgressLine::default();
     let mut show = |done| line.show("Uploading", done, Some(length));
     let answer = client.upload("PUT", &target, &mut file, length, &mut show)?;
     drop(line);
@@ -212,6 +221,16 @@ mod tests {
 
     #[test]
     fn file_names_become_names_of_the_library() {
+        let image = |name: &str| Image {
+            id: "22222222".into(),
+            name: name.into(),
+            kind: String::new(),
+            size_bytes: 1,
+            host_path: None,
+            rest: serde_json::Map::new(),
+        };
+        assert_eq!(free_name(&[image("a"), image("a-2")], "a".into()), "a-3");
+        assert_eq!(free_name(&[image("a")], "b".into()), "b");
         for (path, name) in [("/a/debian 12.iso", "debian-12.iso"), ("../.hidden", "hidden"), ("/x/ä.img", "img")] {
             let usable = usable_name(Path::new(path));
             assert_eq!(usable, name);

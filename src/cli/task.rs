@@ -31,7 +31,7 @@ struct Task {
 
 /// Returns when the task has ended well. Errors: its own sentence, when it has not.
 pub fn wait(client: &Client, id: &str) -> Outcome {
-    let mut line = ProgressLine::new();
+    let mut line = ProgressLine::default();
     loop {
         let task: Task = client.get(&format!("/api/v1/tasks/{}", encode(id)))?;
         match task.state.as_str() {
@@ -55,11 +55,13 @@ pub struct ProgressLine {
     terminal: bool,
 }
 
-impl ProgressLine {
-    pub fn new() -> ProgressLine {
+impl Default for ProgressLine {
+    fn default() -> ProgressLine {
         ProgressLine { shown: None, terminal: io::stderr().is_terminal() }
     }
+}
 
+impl ProgressLine {
     pub fn show(&mut self, step: &str, done: u64, total: Option<u64>) {
         if !self.terminal || self.shown.is_some_and(|shown| shown.elapsed() < SHOW) {
             return;

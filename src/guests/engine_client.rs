@@ -37,8 +37,10 @@ pub struct EngineClient {
 struct Request {
     action: EngineAction,
     descriptor: Option<OwnedFd>,
-    reply: oneshot::Sender<Result<Vec<u8>>>,
+    reply: Reply,
 }
+
+type Reply = oneshot::Sender<Result<Vec<u8>>>;
 
 /// What a connection begins with.
 pub struct Connected {
@@ -114,7 +116,7 @@ async fn converse(
     mut queue: mpsc::Receiver<Request>,
     tell: mpsc::Sender<EngineMessage>,
 ) -> io::Result<()> {
-    let mut waiting: HashMap<u64, (EngineAction, oneshot::Sender<Result<Vec<u8>>>)> = HashMap::new();
+    let mut waiting: HashMap<u64, (EngineAction, Reply)> = HashMap::new();
     let mut last_id = 0;
     loop {
         while let Some(message) = inbox.take()? {

@@ -59,8 +59,11 @@ struct Inner {
     supervisors: Mutex<BTreeMap<Id, Supervisor>>,
     /// The tasks that prepare disks, by guest.
     preparing: Mutex<HashMap<Id, Id>>,
-    screenshots: Mutex<HashMap<(Id, Option<u32>), (std::time::Instant, Vec<u8>)>>,
+    screenshots: Mutex<HashMap<(Id, Option<u32>), Taken>>,
 }
+
+/// A screenshot, and when it was taken.
+type Taken = (std::time::Instant, Vec<u8>);
 
 /// Everything there is to say about a guest.
 #[derive(Clone, Debug)]
@@ -314,6 +317,12 @@ impl Guests {
         }
         let path = self.0.around.guests_run_dir.join(id.as_str()).join(socket.file_name());
         UnixStream::connect(path).await.map_err(|error| no_engine().because(error))
+    }
+
+    /// What a guest that is off had on its serial console when it ended in order.
+    pub async fn last_scrollback(&self, id: &Id) -> Option<Vec<u8>> {
+        let path = self.0.state_dir.join("guests").join(id.as_str()).join("scrollback");
+        tokio::fs::read(path).await.ok()
     }
 
     /// Follows what a guest does; closed when it is deleted.

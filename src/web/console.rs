@@ -33,7 +33,7 @@ use tokio_tungstenite::{
 };
 use tokio_util::{io::ReaderStream, sync::CancellationToken};
 
-use super::{State, guard::Viewer};
+use super::{State, guard::Viewer, look_only::LookOnly};
 use crate::{
     error::{Error, ErrorKind, Result},
     guests::{Socket, lifecycle, supervisor::Status},
@@ -87,8 +87,11 @@ async fn serial(
     let first = format!("{{\"from\":{}}}\n", query.from.map_or_else(|| "null".to_owned(), |from| from.to_string()));
     engine.write_all(first.as_bytes()).await.map_err(broken)?;
     let end = End::new(&who, &state, state.guests.watch(&guest)?);
-    let may_type = who.role >= UserRole::Operator;
-    upgrade(&request, payload, move |viewing| carry(viewing, engine, Kind::Serial, may_type, end))
+    let typing = match who.role {
+        UserRole::Viewer => Typing::Nothing,
+        UserRole::Operator | UserRole::Administrator => Typing::All,
+    };
+    upgrade(&request, payload, move |viewing| carry(viewing, engine, Kind::Serial, typing, end))
 }
 
 async fn vnc(
@@ -98,14 +101,14 @@ async fn vnc(
     request: HttpRequest,
     payload: Payload,
 ) -> Result<HttpResponse> {
-    if who.role < UserRole::Operator {
-        let text = "The screen can be typed into, so it needs the role operator. You can look at screenshots and the serial console.";
-        return Err(Error::new(ErrorKind::Forbidden, text));
-    }
     let guest = state.guests.get(&id).await?.row.id;
     let engine = state.guests.connect(&guest, Socket::Vnc).await?;
     let end = End::new(&who, &state, state.guests.watch(&guest)?);
-    upgrade(&request, payload, move |viewing| carry(viewing, engine, Kind::Vnc, true, end))
+    let typing = match who.role {
+        UserRole::Viewer => Typing::LookOnly(LookOnly::default()),
+        UserRole::Operator | UserRole::Administrator => Typing::All,
+    };
+    upgrade(&request, payload, move |viewing| carry(viewing, engine, Kind::Vnc, typing, end))
 }
 
 /// What the serial console has kept, as plain bytes.
@@ -122,7 +125,14 @@ pub async fn read_scrollback(state: &State, guest: &crate::types::Id) -> Result<
         offset: Option<u64>,
         end: Option<u64>,
     }
-    let mut engine = state.guests.connect(guest, Socket::Serial).await?;
+    let mut engine = match state.guests.connect(guest, Socket::Serial).await {
+        Ok(engine) => engine,
+        // What the guest said last is what people want to read when it is off.
+        Err(error) if error.kind() == ErrorKind::Conflict => {
+            return state.guests.last_scrollback(guest).await.ok_or(error);
+        }
+        Err(error) => return Err(error),
+    };
     engine.write_all(b"{\"from\":null}\n").await.map_err(broken)?;
     let mut frames = Frames(BufReader::new(engine));
     let (mut bytes, mut next, mut end) = (Vec::new(), 0, None);
@@ -194,6 +204,14 @@ enum Kind {
     Vnc,
 }
 
+/// What of a viewer's bytes reaches the guest.
+enum Typing {
+    All,
+    Nothing,
+    /// The screen, for people who may only look.
+    LookOnly(LookOnly),
+}
+
 /// Why a console ends from our side.
 struct End {
     /// The login or the server ended.
@@ -236,14 +254,14 @@ enum Side {
 }
 
 /// Carries bytes both ways until one side ends, then says why and closes.
-async fn carry(viewing: Viewing, engine: UnixStream, kind: Kind, may_type: bool, end: End) {
+async fn carry(viewing: Viewing, engine: UnixStream, kind: Kind, mut typing: Typing, end: End) {
     let (mut viewer, mut typed) = viewing.split();
     let (from_engine, mut to_engine) = engine.into_split();
     let heard = Rc::new(Cell::new(Instant::now()));
     let inwards = async {
         while let Some(Ok(message)) = typed.next().await {
             heard.set(Instant::now());
-            if inward(message, may_type, &mut to_engine).await.is_err() {
+            if inward(message, &mut typing, &mut to_engine).await.is_err() {
                 return Side::Engine(None);
             }
         }
@@ -280,11 +298,19 @@ async fn carry(viewing: Viewing, engine: UnixStream, kind: Kind, may_type: bool,
     let _ = timeout(CLOSING, closing).await;
 }
 
-async fn inward(message: Message, may_type: bool, engine: &mut OwnedWriteHalf) -> io::Result<()> {
-    match message {
-        Message::Binary(bytes) if may_type => engine.write_all(&bytes).await,
-        Message::Text(text) if may_type => engine.write_all(text.as_bytes()).await,
-        _ => Ok(()),
+async fn inward(message: Message, typing: &mut Typing, engine: &mut OwnedWriteHalf) -> io::Result<()> {
+    let bytes = match message {
+        Message::Binary(bytes) => bytes,
+        Message::Text(text) => text.into(),
+        Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => return Ok(()),
+    };
+    match typing {
+        Typing::All => engine.write_all(&bytes).await,
+        Typing::Nothing => Ok(()),
+        Typing::LookOnly(filter) => {
+            let passed = filter.filter(&bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+            engine.write_all(&passed).await
+        }
     }
 }
 

@@ -275,9 +275,6 @@ fn printable(bytes: &[u8]) -> String {
 }
 
 async fn scrollback_shown(state: &State, guest: &Guest) -> String {
-    if !guest.status.state.is_live() {
-        return String::new();
-    }
     let bytes = super::console::read_scrollback(state, &guest.row.id).await.unwrap_or_default();
     let from = bytes.len().saturating_sub(SCROLLBACK_SHOWN_BYTES);
     printable(bytes.get(from..).unwrap_or_default())

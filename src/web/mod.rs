@@ -13,6 +13,7 @@ pub mod home;
 pub mod host;
 pub mod images;
 pub mod listen;
+pub mod look_only;
 pub mod multipart;
 pub mod page;
 pub mod people;
