@@ -35,7 +35,7 @@ pub const PASSWORD_LEN_MAX: usize = 1024;
 /// A login that is not used for this long is over.
 pub const IDLE_MS_MAX: i64 = 12 * 3600 * 1000;
 /// Use is noted in the database at most this often, so that looking at pages does not write to the disk.
-const TOUCH_MS: i64 = 10 * 60 * 1000;
+const TOUCH_MS: i64 = 3600 * 1000;
 /// Password computations that may wait; more are refused.
 const HASHES_WAITING_MAX: usize = 16;
 /// The setting with the hash of the set-up token.
@@ -131,6 +131,18 @@ impl Auth {
         }
         let ended = self.live().entry(found.id.clone()).or_default().clone();
         Ok(Some(Known { user_id: found.user_id, user: found.user, role: found.role, login: None, ended }))
+    }
+
+    /// Whether what a stream began with still holds: another process may have ended the login, or nobody used it for too long.
+    /// If not, its sockets and streams end.
+    pub async fn still_holds(&self, known: &Known) -> Result<bool> {
+        let Some(login) = known.login.clone() else { return Ok(!known.ended.is_cancelled()) };
+        let id = login.clone();
+        let holds = self.store.reading(move |tx| users::login_is_used(tx, &id, tx.now_ms - IDLE_MS_MAX)).await?;
+        if !holds {
+            self.end(&login);
+        }
+        Ok(holds)
     }
 
     /// Ends a login, with its sockets and streams.
@@ -484,8 +496,24 @@ mod tests {
         assert!(known.ended.is_cancelled());
         assert!(!stream.is_cancelled(), "another login goes on");
         assert!(auth.by_login(&login).await.unwrap().is_none());
+        assert!(auth.still_holds(&auth.by_login(&other).await.unwrap().unwrap()).await.unwrap());
         auth.set_password(&known.user_id, "even longer", None).await.unwrap();
         assert!(stream.is_cancelled(), "a new password ends all logins");
+    }
+
+    #[actix_rt::test]
+    async fn a_login_that_another_process_ended_takes_its_streams_along() {
+        let (dir, _store, auth) = sample();
+        auth.create_user("ada", Role::Viewer, "long enough").await.unwrap();
+        let login = auth.log_in("ada", "long enough", HERE).await.unwrap();
+        let known = auth.by_login(&login).await.unwrap().unwrap();
+        crate::store::Store::open(dir.path())
+            .unwrap()
+            .write(|tx| users::delete_login(tx, known.login.as_ref().unwrap()))
+            .unwrap();
+        assert!(!known.ended.is_cancelled());
+        assert!(!auth.still_holds(&known).await.unwrap());
+        assert!(known.ended.is_cancelled());
     }
 
     #[actix_rt::test]

@@ -155,6 +155,12 @@ pub fn login(tx: &Tx, token_hash: &[u8; 32], since_ms: i64) -> Result<Option<Cre
     )
 }
 
+/// Whether the login is there and was used after `since_ms`.
+pub fn login_is_used(tx: &Tx, id: &Id, since_ms: i64) -> Result<bool> {
+    let sql = "SELECT count(*) FROM logins WHERE id = ?1 AND used_ms > ?2";
+    Ok(tx.count(sql, params![id.as_str(), since_ms])? > 0)
+}
+
 pub fn touch_login(tx: &Tx, id: &Id) -> Result<()> {
     tx.run("UPDATE logins SET used_ms = ?2 WHERE id = ?1", params![id.as_str(), tx.now_ms])?;
     Ok(())

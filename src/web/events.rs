@@ -175,7 +175,10 @@ async fn wait(state: &State, who: &Viewer, changes: &mut Receiver<Change>, heart
             Err(RecvError::Lagged(_)) => Woken::Lagged,
             Err(RecvError::Closed) => Woken::End,
         },
-        () = sleep_until(heartbeat) => Woken::Heartbeat,
+        () = sleep_until(heartbeat) => match &who.known {
+            Some(known) if !state.auth.still_holds(known).await.unwrap_or(true) => Woken::End,
+            Some(_) | None => Woken::Heartbeat,
+        },
     }
 }
 

@@ -219,6 +219,9 @@ async fn finish(state: &State, incoming: Incoming) -> Result<Added> {
 struct UploadQuery {
     #[serde(default)]
     name: String,
+    /// What the file is called where it comes from; gives the image its name when `name` is empty.
+    #[serde(default)]
+    file: String,
     #[serde(default)]
     sha256: String,
     #[serde(default)]
@@ -241,6 +244,7 @@ async fn api_upload(
         }
     };
     let new = new_image(&who, &query.name, &query.sha256, &query.kind)?;
+    let new = NewImage { file_name: query.file.clone(), ..new };
     let mut incoming = state.images.receive(new, length).await?;
     while let Some(piece) = payload.next().await {
         let cut = |error| Error::invalid("file", "The upload was cut short; nothing was kept.").because(error);

@@ -18,7 +18,7 @@ class ImageUpload extends HTMLElement {
   }
 
   send(form, file) {
-    const name = form.elements.name.value.trim() || file.name;
+    const named = new URLSearchParams({ name: form.elements.name.value.trim(), file: file.name });
     const request = (this.request = new XMLHttpRequest());
     const bar = this.querySelector("progress");
     const began = performance.now();
@@ -41,7 +41,7 @@ class ImageUpload extends HTMLElement {
     });
     request.addEventListener("abort", () => (this.stopped = true));
     this.stopped = false;
-    request.open("PUT", `${this.dataset.url}?name=${encodeURIComponent(name)}`);
+    request.open("PUT", `${this.dataset.url}?${named}`);
     request.setRequestHeader("Content-Type", "application/octet-stream");
     request.setRequestHeader("X-CSRF-Token", document.querySelector('meta[name="csrf"]').content);
     request.send(file);

@@ -90,6 +90,9 @@ fn wrong_uploads_get_a_sentence_at_their_field_and_leave_nothing() {
     }
     nothing_is_left(&app, &mut client);
     assert_eq!(put(&mut client, "name=a", &iso()).status, 201);
+    assert_eq!(put(&mut client, "name=&file=my+disk.iso", &iso()).status, 201);
+    assert_eq!(client.get("/api/v1/images/my-disk.iso").status, 200, "a file's own name is made usable");
+    assert_eq!(client.call("DELETE", "/api/v1/images/my-disk.iso", &json!(null)).status, 204);
     let twice = put(&mut client, "name=a", &iso());
     assert_eq!((twice.status, twice.json()["field"].as_str().unwrap()), (409, "name"));
     assert_eq!(files(&app), 1);
