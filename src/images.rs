@@ -80,7 +80,13 @@ struct Inner {
 
 impl Images {
     /// Opens the library; removes what its predecessor left unfinished.
-    pub fn start(store: Arc<Store>, changes: Changes, tasks: Tasks, host: HostClient, state_dir: &Path) -> Result<Images> {
+    pub fn start(
+        store: Arc<Store>,
+        changes: Changes,
+        tasks: Tasks,
+        host: HostClient,
+        state_dir: &Path,
+    ) -> Result<Images> {
         let folder = state_dir.join(FOLDER);
         fs::create_dir_all(&folder).map_err(|error| part::cannot_write(&folder, error))?;
         let left = store.write(images::delete_unfinished)?;
@@ -187,13 +193,17 @@ impl Images {
         }
         let place = Place::Host(PathBuf::from(&path));
         let (file, size_bytes) = self.0.open_on_host(place).await.map_err(|error| match error.kind() {
-            ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Forbidden => Error::invalid("path", error.to_string()),
+            ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Forbidden => {
+                Error::invalid("path", error.to_string())
+            }
             _ => error,
         })?;
         new.file_name = path.rsplit('/').next().unwrap_or("").to_owned();
         let named = path.clone();
         if let Some(known) = self.0.store.reading(move |tx| images::by_host_path(tx, &named)).await? {
-            return Err(Error::conflict(format!("This file is in the library already, as \"{}\".", known.name)).at("path"));
+            return Err(
+                Error::conflict(format!("This file is in the library already, as \"{}\".", known.name)).at("path")
+            );
         }
         let (file, head) = blocking(move || read_head(file, size_bytes)).await?;
         match detect(&head, size_bytes, &new.file_name, new.kind).map_err(|error| error.at("path"))? {
@@ -426,7 +436,13 @@ fn check(part: &Part, new: &NewImage, sha256: Option<&str>) -> Result<Detected> 
     detect(part.head(), part.size_bytes(), name, new.kind)
 }
 
-fn complete(reserved: Reserved, part: Part, new: &NewImage, sha256: Option<&str>, progress: &mut Progress) -> Result<()> {
+fn complete(
+    reserved: Reserved,
+    part: Part,
+    new: &NewImage,
+    sha256: Option<&str>,
+    progress: &mut Progress,
+) -> Result<()> {
     match check(&part, new, sha256)? {
         Detected::As(kind) => keep(reserved, part, kind),
         Detected::Qcow2 => convert_part(reserved, part, progress),

@@ -13,6 +13,7 @@ pub mod host_client;
 pub mod hostd;
 pub mod images;
 pub mod spec;
+pub mod state_files;
 pub mod store;
 pub mod tasks;
 pub mod types;

@@ -201,6 +201,8 @@ pub enum Handed {
     Log,
     /// Takes an `EngineEnd` as JSON.
     End,
+    /// Takes the serial scrollback when the engine ends in order.
+    Scrollback,
     /// Bound, not yet listening: the engine calls listen(2), so that its peer credentials are its own.
     ControlSocket,
     SerialSocket,

@@ -112,6 +112,16 @@ impl ConsoleHub {
         self.wake();
     }
 
+    /// How many bytes the guest has printed.
+    pub fn end(&self) -> u64 {
+        self.lock().end
+    }
+
+    /// Everything that is kept, oldest first.
+    pub fn contents(&self) -> Vec<u8> {
+        self.lock().ring.iter().copied().collect()
+    }
+
     /// No more will come; every viewer is told.
     pub fn close(&self) {
         self.lock().closed = true;
@@ -236,7 +246,7 @@ fn view(stream: UnixStream, hub: &Arc<ConsoleHub>, input: &Arc<dyn Fn(&[u8]) + S
     reader.by_ref().take(ATTACH_BYTES_MAX).read_line(&mut line)?;
     let attach: Attach = serde_json::from_str(&line)?;
     let mut cursor = hub.cursor(attach.from);
-    note(&stream, &serde_json::json!({"offset": cursor.offset, "skipped": 0}))?;
+    note(&stream, &serde_json::json!({"offset": cursor.offset, "skipped": 0, "end": hub.end()}))?;
     let typed = Arc::clone(input);
     let gone = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let (left, waker) = (Arc::clone(&gone), Arc::clone(hub));
@@ -426,7 +436,7 @@ mod tests {
             viewer.read_exact(&mut payload).unwrap();
             (head[0], String::from_utf8(payload).unwrap())
         };
-        assert_eq!(next(), (FRAME_NOTE, r#"{"offset":0,"skipped":0}"#.into()));
+        assert_eq!(next(), (FRAME_NOTE, r#"{"end":5,"offset":0,"skipped":0}"#.into()));
         assert_eq!(next(), (FRAME_BYTES, "hello".into()));
         hub.mark_reset();
         assert_eq!(next(), (FRAME_NOTE, r#"{"reset":5}"#.into()));

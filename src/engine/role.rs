@@ -43,6 +43,7 @@ struct Hands {
     machine: MachineFiles,
     log: GuestLog,
     end: File,
+    scrollback: Option<File>,
     control: UnixListener,
     serial: UnixListener,
     vnc: UnixListener,
@@ -108,6 +109,7 @@ fn take_hands() -> io::Result<(EngineStart, Hands)> {
             disks,
         },
         log: GuestLog::new(File::from(find(&Handed::Log).ok_or_else(|| missing("log"))?)),
+        scrollback: find(&Handed::Scrollback).map(File::from),
         end: File::from(find(&Handed::End).ok_or_else(|| missing("end file"))?),
         control: listen(find(&Handed::ControlSocket).ok_or_else(|| missing("control socket"))?)?,
         serial: listen(find(&Handed::SerialSocket).ok_or_else(|| missing("serial socket"))?)?,
@@ -173,10 +175,14 @@ fn guest(start: &EngineStart, hands: Hands, began: Instant) -> io::Result<Engine
     machine.resume();
     let first_instruction_us = began.elapsed().as_micros() as u64;
     control::serve(hands.control, orders, announcer.clone())?;
-    let log = hands.log;
+    let (log, scrollback) = (hands.log, hands.scrollback);
     let mut keeper = Keeper { machine, announcer, log, paused: false, triple_faults: Vec::new(), first_instruction_us };
     let end = keeper.follow(&inbox);
     keeper.machine.devices.close();
+    if let Some(mut file) = scrollback {
+        // What the guest said last is what people want to read when it is off.
+        let _ = file.write_all(&keeper.machine.devices.hub.contents());
+    }
     Ok(end)
 }
 

@@ -319,6 +319,12 @@ impl Guests {
         UnixStream::connect(path).await.map_err(|error| no_engine().because(error))
     }
 
+    /// What a guest that is off had on its serial console when it ended in order.
+    pub async fn last_scrollback(&self, id: &Id) -> Option<Vec<u8>> {
+        let path = self.0.state_dir.join("guests").join(id.as_str()).join("scrollback");
+        tokio::fs::read(path).await.ok()
+    }
+
     /// Follows what a guest does; closed when it is deleted.
     pub fn watch(&self, id: &Id) -> Result<tokio::sync::watch::Receiver<Status>> {
         Ok(self.supervisor_of(id)?.watch())

@@ -166,6 +166,7 @@ impl Engines {
             hands.give(Handed::Network, self.connect(guest, attachment, run_as)?);
         }
         hands.give(Handed::Log, self.files.open_log(guest)?.into());
+        hands.give(Handed::Scrollback, self.files.open_scrollback(guest)?.into());
         let unavailable = |error: io::Error| {
             Error::new(ErrorKind::Unavailable, format!("Cannot start the engine: {error}.")).because(error)
         };

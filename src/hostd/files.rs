@@ -55,14 +55,23 @@ impl StateFiles {
 
     /// Opens, or makes, the log of a guest.
     pub fn open_log(&self, guest: &Id) -> Result<File> {
+        self.open_of_guest(guest, "log", OFlags::APPEND)
+    }
+
+    /// Opens, or makes, the file that keeps the serial scrollback of a guest that is off, empty.
+    pub fn open_scrollback(&self, guest: &Id) -> Result<File> {
+        self.open_of_guest(guest, "scrollback", OFlags::TRUNC)
+    }
+
+    fn open_of_guest(&self, guest: &Id, name: &str, flags: OFlags) -> Result<File> {
         let failed = |error: io::Error| {
-            Error::new(ErrorKind::Unavailable, format!("Cannot open the log of the guest: {error}.")).because(error)
+            Error::new(ErrorKind::Unavailable, format!("Cannot open the {name} of the guest: {error}.")).because(error)
         };
         let root = self.root().map_err(failed)?;
         let guests = folder_in(&root, "guests").map_err(failed)?;
         let own = folder_in(&guests, guest.as_str()).map_err(failed)?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
-        let file = beneath(&own, Path::new("log"), flags).map_err(failed)?;
+        let flags = flags | OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        let file = beneath(&own, Path::new(name), flags).map_err(failed)?;
         let owner = rustix::fs::fstat(&root).map_err(|error| failed(error.into()))?;
         let ids = (Some(Uid::from_raw(owner.st_uid)), Some(Gid::from_raw(owner.st_gid)));
         rustix::fs::fchown(&file, ids.0, ids.1).map_err(|error| failed(error.into()))?;

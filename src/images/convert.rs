@@ -36,7 +36,9 @@ pub fn check_header(file: &File) -> Result<Header> {
     };
     let long = |at: usize| -> Result<u64> { Ok(u64::from(word(at)?) << 32 | u64::from(word(at + 4)?)) };
     if long(8)? != 0 {
-        return Err(bad("is only the difference to another file (a backing file). Merge them first: qemu-img convert -O qcow2 OLD NEW."));
+        return Err(bad(
+            "is only the difference to another file (a backing file). Merge them first: qemu-img convert -O qcow2 OLD NEW.",
+        ));
     }
     if word(32)? != 0 {
         return Err(bad("is encrypted. Decrypt it first with qemu-img convert."));

@@ -50,10 +50,15 @@ pub fn detect(head: &[u8], size_bytes: u64, name: &str, wanted: Option<ImageKind
     } else if has(32_769, b"CD001") || has(32_769, b"BEA01") {
         ImageKind::Iso
     } else if ends(".iso") {
-        return Err(Error::invalid("file", format!("\"{}\" is called iso but holds no CD file system.", shorten(&name))));
+        return Err(Error::invalid(
+            "file",
+            format!("\"{}\" is called iso but holds no CD file system.", shorten(&name)),
+        ));
     } else if let Some(wanted) = wanted {
         wanted
-    } else if size_bytes.is_multiple_of(512) && (has(510, b"\x55\xaa") || [".img", ".raw", ".disk"].iter().any(|e| ends(e))) {
+    } else if size_bytes.is_multiple_of(512)
+        && (has(510, b"\x55\xaa") || [".img", ".raw", ".disk"].iter().any(|e| ends(e)))
+    {
         ImageKind::Disk
     } else {
         ImageKind::Other

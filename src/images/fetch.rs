@@ -36,7 +36,9 @@ pub fn check_url(text: &str) -> Result<Uri> {
     let uri: Uri = text.parse().map_err(|_| bad("This is not an address like https://example.org/image.iso."))?;
     match uri.scheme_str() {
         Some("http" | "https") => {}
-        Some(other) => return Err(bad(&format!("Addresses begin with https:// or http://, not {}://.", shorten(other)))),
+        Some(other) => {
+            return Err(bad(&format!("Addresses begin with https:// or http://, not {}://.", shorten(other))));
+        }
         None => return Err(bad("This is not an address like https://example.org/image.iso.")),
     }
     if uri.host().is_none_or(str::is_empty) {

@@ -89,7 +89,9 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        if !self.kept && let Err(error) = fs::remove_file(&self.path) {
+        if !self.kept
+            && let Err(error) = fs::remove_file(&self.path)
+        {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove an unfinished file");
         }
     }

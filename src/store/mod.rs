@@ -44,6 +44,8 @@ impl Store {
     pub fn open(state_dir: &Path) -> Result<Store> {
         let path = state_dir.join(FILE);
         let mut writer = connect(&path)?;
+        let cannot = |error| Error::internal(format!("Cannot keep {} private.", path.display()), error);
+        crate::state_files::make_private(&path).map_err(cannot)?;
         migrate(&mut writer, &path)?;
         let reader = connect(&path)?;
         reader.pragma_update(None, "query_only", true)?;

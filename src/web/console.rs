@@ -125,7 +125,14 @@ pub async fn read_scrollback(state: &State, guest: &crate::types::Id) -> Result<
         offset: Option<u64>,
         end: Option<u64>,
     }
-    let mut engine = state.guests.connect(guest, Socket::Serial).await?;
+    let mut engine = match state.guests.connect(guest, Socket::Serial).await {
+        Ok(engine) => engine,
+        // What the guest said last is what people want to read when it is off.
+        Err(error) if error.kind() == ErrorKind::Conflict => {
+            return state.guests.last_scrollback(guest).await.ok_or(error);
+        }
+        Err(error) => return Err(error),
+    };
     engine.write_all(b"{\"from\":null}\n").await.map_err(broken)?;
     let mut frames = Frames(BufReader::new(engine));
     let (mut bytes, mut next, mut end) = (Vec::new(), 0, None);

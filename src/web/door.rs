@@ -52,7 +52,10 @@ async fn setup_page(state: web::Data<State>, query: web::Query<SetupQuery>) -> R
         Some("This set-up link is wrong or spent.".to_owned())
     };
     let token = query.into_inner().token;
-    html(StatusCode::OK, &SetupPage { chrome: state.door_chrome(), token, name: String::new(), errors: FieldErrors::default(), refused })
+    html(
+        StatusCode::OK,
+        &SetupPage { chrome: state.door_chrome(), token, name: String::new(), errors: FieldErrors::default(), refused },
+    )
 }
 
 async fn setup(state: web::Data<State>, request: HttpRequest, form: Form) -> Result<HttpResponse> {
@@ -77,7 +80,10 @@ async fn setup(state: web::Data<State>, request: HttpRequest, form: Form) -> Res
         },
     };
     errors.add(error.field().unwrap_or(""), error.to_string());
-    html(status, &SetupPage { chrome: state.door_chrome(), token: token.to_owned(), name: name.to_owned(), errors, refused })
+    html(
+        status,
+        &SetupPage { chrome: state.door_chrome(), token: token.to_owned(), name: name.to_owned(), errors, refused },
+    )
 }
 
 #[derive(Deserialize)]
@@ -86,7 +92,11 @@ struct LoginQuery {
     next: String,
 }
 
-async fn login_page(state: web::Data<State>, request: HttpRequest, query: web::Query<LoginQuery>) -> Result<HttpResponse> {
+async fn login_page(
+    state: web::Data<State>,
+    request: HttpRequest,
+    query: web::Query<LoginQuery>,
+) -> Result<HttpResponse> {
     if !has_users(&state).await? {
         return Ok(see_other("/setup"));
     }
@@ -173,7 +183,9 @@ async fn asset(request: HttpRequest, file: web::Path<String>) -> Result<HttpResp
     let body = asset.body(accepted);
     let mut answer = HttpResponse::Ok();
     answer.content_type(asset.content_type);
-    answer.insert_header((header::CACHE_CONTROL, assets::CACHE_CONTROL)).insert_header((header::VARY, "Accept-Encoding"));
+    answer
+        .insert_header((header::CACHE_CONTROL, assets::CACHE_CONTROL))
+        .insert_header((header::VARY, "Accept-Encoding"));
     if !body.encoding.is_empty() {
         answer.insert_header((header::CONTENT_ENCODING, body.encoding));
     }

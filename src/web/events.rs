@@ -20,7 +20,7 @@ use tokio_util::bytes::Bytes;
 use super::{
     State,
     guard::Viewer,
-    home, images, tasks,
+    guests, home, images, tasks,
     view::{Live, Tab, event},
 };
 use crate::{
@@ -88,7 +88,8 @@ impl Scope {
             Scope::Images => images::images_page(state, state.quiet_chrome(who, Tab::Images)).await?.fragments(),
             Scope::Tasks => tasks::tasks_page(state, who, state.quiet_chrome(who, Tab::Tasks)).await?.fragments(),
             Scope::Task(id) => tasks::task_page(state, who, state.quiet_chrome(who, Tab::Tasks), id).await?.fragments(),
-            Scope::Guests | Scope::Guest(_) => Ok(String::new()),
+            Scope::Guests => return guests::list_fragments(state, who).await,
+            Scope::Guest(id) => return guests::guest_fragments(state, who, id.as_str()).await,
         };
         drawn.map_err(|error| Error::internal("This page could not be drawn.", error))
     }

@@ -12,7 +12,7 @@ use super::{
     form::Form,
     guard::{Caller, Operator, Viewer},
     guest_api::event_of,
-    guest_forms as forms,
+    guest_forms as forms, host,
     page::{form_status, html, local_path, see_other},
     view::{self, FieldErrors, GuestFields, GuestTab, Level, Live, Tab},
 };
@@ -210,7 +210,8 @@ pub async fn list_page(state: &State, caller: &Caller, query: &str) -> Result<vi
         chrome: state.quiet_chrome(caller, Tab::Guests),
         query: query.to_owned(),
         guests: guests.iter().filter(matches).map(|guest| line(guest, caller)).collect(),
-        obstacle: None,
+        // A supervisor that does not answer is said where it is needed.
+        obstacle: host::obstacles(state).await.unwrap_or_default().into_iter().next().map(host::shown),
     })
 }
 
@@ -274,9 +275,6 @@ fn printable(bytes: &[u8]) -> String {
 }
 
 async fn scrollback_shown(state: &State, guest: &Guest) -> String {
-    if !guest.status.state.is_live() {
-        return String::new();
-    }
     let bytes = super::console::read_scrollback(state, &guest.row.id).await.unwrap_or_default();
     let from = bytes.len().saturating_sub(SCROLLBACK_SHOWN_BYTES);
     printable(bytes.get(from..).unwrap_or_default())

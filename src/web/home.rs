@@ -5,7 +5,7 @@ use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
 use super::{
     State, assets, guard,
     guard::{Caller, Viewer},
-    host,
+    guests, host,
     page::{html, see_other},
     tasks,
     view::{AboutPage, Chrome, EventLine, HomePage, Level, Moment, Tab},
@@ -31,7 +31,7 @@ pub async fn home_page(state: &State, who: &Caller, chrome: Chrome) -> Result<Ho
         chrome,
         needs: host::needs(state).await,
         gauges: host::gauges(state),
-        guests: Vec::new(),
+        guests: state.guests.list().await?.iter().map(|guest| guests::line(guest, who)).collect(),
         tasks: state.tasks.list().await?.into_iter().take(TASKS_SHOWN).map(|row| tasks::line(row, who)).collect(),
         events: events.into_iter().map(|row| event_line(row, now)).collect(),
     })

@@ -13,7 +13,10 @@ use super::{
     State,
     guard::Viewer,
     page::html,
-    view::{Bytes, Chrome, Fact, Finding as Shown, Gauge, HostPage, Level, Moment, Need, NetworkLine, Percent, Tab, fingerprint},
+    view::{
+        Bytes, Chrome, Fact, Finding as Shown, Gauge, HostPage, Level, Moment, Need, NetworkLine, Percent, Tab,
+        fingerprint,
+    },
 };
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -41,7 +44,9 @@ impl Findings {
         if let Some((_, findings)) = known.filter(|(at, _)| at.elapsed() < FINDINGS_LAST) {
             return Ok(findings);
         }
-        let (HostAnswer::Findings(findings), _) = host.call(HostRequest::Doctor).await? else { return Err(odd_answer()) };
+        let (HostAnswer::Findings(findings), _) = host.call(HostRequest::Doctor).await? else {
+            return Err(odd_answer());
+        };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), findings.clone()));
         Ok(findings)
     }
@@ -56,9 +61,12 @@ pub async fn obstacles(state: &State) -> Result<Vec<Finding>> {
 
 /// The obstacles as the home page says them.
 pub async fn needs(state: &State) -> Vec<Need> {
-    let need = |text: String| Need { level: Level::Missing, text, button: "Show the host".into(), path: "/host".into() };
+    let need =
+        |text: String| Need { level: Level::Missing, text, button: "Show the host".into(), path: "/host".into() };
     match obstacles(state).await {
-        Ok(findings) => findings.into_iter().map(|finding| need(format!("{}: {}", finding.title, finding.detail))).collect(),
+        Ok(findings) => {
+            findings.into_iter().map(|finding| need(format!("{}: {}", finding.title, finding.detail))).collect()
+        }
         Err(error) => vec![need(error.to_string())],
     }
 }
@@ -90,7 +98,12 @@ pub fn shown(finding: Finding) -> Shown {
 
 /// Memory, disk and load of the host now.
 pub fn gauges(state: &State) -> Vec<Gauge> {
-    let gauge = |label, part: u64, whole: u64, words: String| Gauge { label, words, share: Percent::of(part, whole), history: vec![] };
+    let gauge = |label, part: u64, whole: u64, words: String| Gauge {
+        label,
+        words,
+        share: Percent::of(part, whole),
+        history: vec![],
+    };
     let mut gauges = Vec::new();
     if let Some((total, available)) = memory() {
         let used = total.saturating_sub(available);
@@ -132,8 +145,19 @@ fn networks(status: &NetworkStatus) -> Vec<NetworkLine> {
     let problems = status.problems.join(" ");
     if let Some(nat) = &status.nat {
         let level = if problems.is_empty() { Level::Ok } else { Level::Degraded };
-        let subnet = [nat.ipv4.as_str(), nat.ipv6.as_str()].into_iter().filter(|net| !net.is_empty()).collect::<Vec<_>>().join(", ");
-        lines.push(NetworkLine { name: nat.bridge.clone(), kind: "NAT", subnet, guests: 0, level, note: problems.clone() });
+        let subnet = [nat.ipv4.as_str(), nat.ipv6.as_str()]
+            .into_iter()
+            .filter(|net| !net.is_empty())
+            .collect::<Vec<_>>()
+            .join(", ");
+        lines.push(NetworkLine {
+            name: nat.bridge.clone(),
+            kind: "NAT",
+            subnet,
+            guests: 0,
+            level,
+            note: problems.clone(),
+        });
     }
     lines.extend(status.bridges.iter().filter(|_| status.privileged).map(|bridge| NetworkLine {
         name: bridge.clone(),
@@ -144,7 +168,14 @@ fn networks(status: &NetworkStatus) -> Vec<NetworkLine> {
         note: String::new(),
     }));
     if lines.is_empty() && !problems.is_empty() {
-        lines.push(NetworkLine { name: "nat".into(), kind: "NAT", subnet: String::new(), guests: 0, level: Level::Missing, note: problems });
+        lines.push(NetworkLine {
+            name: "nat".into(),
+            kind: "NAT",
+            subnet: String::new(),
+            guests: 0,
+            level: Level::Missing,
+            note: problems,
+        });
     }
     lines
 }
@@ -153,7 +184,10 @@ fn facts(state: &State) -> Vec<Fact> {
     let fact = |label, value: String, copy| Fact { label, value, copy };
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpuinfo = read("/proc/cpuinfo");
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map_or("", |(_, model)| model.trim());
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
+        .map_or("", |(_, model)| model.trim());
     vec![
         fact("Name", state.host_name.clone(), true),
         fact("Processor", model.to_owned(), false),

@@ -1,6 +1,10 @@
 //! The image library: page, uploads with and without JavaScript, API.
 
-use actix_web::{HttpRequest, HttpResponse, http::{StatusCode, header}, web};
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::{StatusCode, header},
+    web,
+};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +14,9 @@ use super::{
     guard::{Caller, Operator, UPLOAD_PATH, Viewer},
     multipart::Multipart,
     page::{form_status, html, see_other},
-    view::{Bytes, Chrome, FieldErrors, ImageFields, ImageKind as ShownKind, ImageLine, ImagesPage, Level, Moment, Tab},
+    view::{
+        Bytes, Chrome, FieldErrors, ImageFields, ImageKind as ShownKind, ImageLine, ImagesPage, Level, Moment, Tab,
+    },
 };
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -68,7 +74,13 @@ async fn list(state: web::Data<State>, who: Viewer) -> Result<HttpResponse> {
 }
 
 /// After a POST: back to the list, or the form again with what was wrong.
-async fn answer(state: &State, who: &Caller, form: &'static str, fields: ImageFields, result: Result<Added>) -> Result<HttpResponse> {
+async fn answer(
+    state: &State,
+    who: &Caller,
+    form: &'static str,
+    fields: ImageFields,
+    result: Result<Added>,
+) -> Result<HttpResponse> {
     let error = match result {
         Ok(added) => {
             let text = if added.task.is_some() { "On its way." } else { "Added." };
@@ -98,7 +110,8 @@ async fn fetch(state: web::Data<State>, who: Operator, form: Form) -> Result<Htt
 }
 
 async fn register(state: web::Data<State>, who: Operator, form: Form) -> Result<HttpResponse> {
-    let fields = ImageFields { name: form.get("name").to_owned(), path: form.get("path").to_owned(), ..ImageFields::default() };
+    let fields =
+        ImageFields { name: form.get("name").to_owned(), path: form.get("path").to_owned(), ..ImageFields::default() };
     let result = match administrator(&who) {
         Ok(()) => state.images.register(&fields.path, new_image(&who, &fields.name, "", form.get("kind"))?).await,
         Err(error) => Err(error),
@@ -127,7 +140,13 @@ fn new_image(who: &Operator, name: &str, sha256: &str, kind: &str) -> Result<New
         "" => None,
         kind => Some(kind.parse().map_err(|bad| Error::invalid("kind", format!("{bad}")))?),
     };
-    Ok(NewImage { name: name.to_owned(), sha256: sha256.to_owned(), kind, who: who.name.clone(), file_name: String::new() })
+    Ok(NewImage {
+        name: name.to_owned(),
+        sha256: sha256.to_owned(),
+        kind,
+        who: who.name.clone(),
+        file_name: String::new(),
+    })
 }
 
 async fn audit(state: &State, who: &Operator, action: &str, subject: &str, result: &Result<Added>) -> Result<()> {
@@ -140,7 +159,12 @@ async fn audit(state: &State, who: &Operator, action: &str, subject: &str, resul
 // ---- uploads ----
 
 /// Without JavaScript: the fields `csrf`, `name` and then `file`, in this order.
-async fn upload_form(state: web::Data<State>, who: Operator, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse> {
+async fn upload_form(
+    state: web::Data<State>,
+    who: Operator,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse> {
     let mut fields = ImageFields::default();
     let result = receive_form(&state, &who, &request, payload, &mut fields).await;
     audit(&state, &who, "upload_image", &fields.name, &result).await?;
@@ -160,7 +184,10 @@ async fn receive_form(
         match (part.name.as_str(), part.file_name) {
             ("csrf", None) => trusted |= body.text().await? == who.csrf,
             _ if !trusted => {
-                return Err(Error::new(ErrorKind::Forbidden, "This form is of another login or too old; load its page again."));
+                return Err(Error::new(
+                    ErrorKind::Forbidden,
+                    "This form is of another login or too old; load its page again.",
+                ));
             }
             ("name", None) => fields.name = body.text().await?,
             ("file", Some(file_name)) => {

@@ -55,17 +55,21 @@ where
     B: MessageBody + 'static,
 {
     let over_tls = app.clone();
+    // Connections that wait for a next request end at once when the server does.
+    let (ending, api_ending) = (server.graceful_shutdown_signal(), server.graceful_shutdown_signal());
     server
         .listen("https", tcp, move || {
             let app = over_tls.clone();
-            let tls = tls.clone();
+            let (tls, ending) = (tls.clone(), ending.clone());
             fn_factory(move || {
+                let ending = ending.clone();
                 let app = app().into_factory().map_err(|error| error.into().error_response());
                 let https = HttpService::build()
                     .keep_alive(KEEP_ALIVE)
                     .client_request_timeout(HEAD_TIMEOUT)
                     .client_disconnect_timeout(DISCONNECT_TIMEOUT)
                     .tcp_nodelay(true)
+                    .graceful_shutdown_signal(move || notified(ending.clone()))
                     .on_connect_ext(|_, data| {
                         data.insert(Connection::Tls);
                     })
@@ -94,9 +98,11 @@ where
         })?
         .listen_uds("api", api, move || {
             let app = app().into_factory().map_err(|error| error.into().error_response());
+            let ending = api_ending.clone();
             let http = HttpService::build()
                 .keep_alive(KEEP_ALIVE)
                 .client_request_timeout(HEAD_TIMEOUT)
+                .graceful_shutdown_signal(move || notified(ending.clone()))
                 .on_connect_ext(|stream: &UnixStream, data| {
                     // Without credentials there is no `Connection::Host`, and so nobody comes in.
                     if let Ok(peer) = stream.peer_cred() {
@@ -107,6 +113,10 @@ where
             fn_service(|stream: UnixStream| async move { Ok((stream, actix_http::Protocol::Http1, None)) })
                 .and_then(http)
         })
+}
+
+async fn notified(ending: actix_server::GracefulShutdownSignal) {
+    ending.notified().await;
 }
 
 /// Looks at the first byte and leaves it there.

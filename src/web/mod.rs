@@ -57,8 +57,8 @@ pub struct State {
     pub host: HostClient,
     pub auth: Auth,
     pub tasks: Tasks,
-    pub guests: Guests,
     pub images: Images,
+    pub guests: Guests,
     pub findings: host::Findings,
     pub certificate: tls::Certificate,
     /// Cancelled when the server ends.

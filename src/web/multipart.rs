@@ -37,7 +37,8 @@ impl Multipart {
     pub fn new(request: &HttpRequest, payload: web::Payload) -> Result<Multipart> {
         let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
         let boundary = boundary(kind).ok_or_else(|| bad("The form cannot be read."))?;
-        let source = payload.map(|piece| piece.map_err(|error| bad("The upload was cut short; nothing was kept.").because(error)));
+        let source = payload
+            .map(|piece| piece.map_err(|error| bad("The upload was cut short; nothing was kept.").because(error)));
         Ok(Multipart::from_stream(boundary, source))
     }
 

@@ -178,7 +178,12 @@ async fn account(state: web::Data<State>, who: Viewer) -> Result<HttpResponse> {
     html(StatusCode::OK, &AccountPage { chrome: state.chrome(&who, Tab::Account), errors: FieldErrors::default() })
 }
 
-async fn change_password(state: web::Data<State>, who: Viewer, request: HttpRequest, form: Form) -> Result<HttpResponse> {
+async fn change_password(
+    state: web::Data<State>,
+    who: Viewer,
+    request: HttpRequest,
+    form: Form,
+) -> Result<HttpResponse> {
     let Some(known) = &who.known else {
         return Err(Error::conflict("Somebody on the host itself has no password here."));
     };
@@ -216,7 +221,12 @@ struct ApiSession<'a> {
 }
 
 async fn api_session(who: Viewer) -> HttpResponse {
-    HttpResponse::Ok().json(ApiSession { name: &who.name, role: who.role, csrf: &who.csrf, version: env!("CARGO_PKG_VERSION") })
+    HttpResponse::Ok().json(ApiSession {
+        name: &who.name,
+        role: who.role,
+        csrf: &who.csrf,
+        version: env!("CARGO_PKG_VERSION"),
+    })
 }
 
 #[derive(Serialize)]

@@ -5,9 +5,8 @@
 
 use std::{
     fs,
-    io::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::DirBuilderExt,
     path::Path,
     sync::Arc,
 };
@@ -24,7 +23,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    state_files::{make_private, write_private},
+};
 
 /// Browsers refuse leaves that are valid for more than 397 days.
 const LEAF_DAYS: i64 = 396;
@@ -119,7 +121,8 @@ fn is_dns_name(text: &str) -> bool {
 fn ensure(state_dir: &Path, wanted: &[String], renew: bool) -> Result<Certificate> {
     let folder = state_dir.join(FOLDER);
     if !folder.exists() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|error| cannot(&folder, error))?;
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+        made.and_then(|()| make_private(&folder)).map_err(|error| cannot(&folder, error))?;
     }
     let now_ms = crate::types::now_ms();
     let known =
@@ -193,7 +196,7 @@ fn new_authority(folder: &Path, wanted: &[String], now_ms: i64) -> Result<(Descr
     };
     let key = new_key(&folder.join("ca.key"))?;
     let certificate = authority(&description).self_signed(&key).map_err(unsigned)?;
-    write_private(&folder.join("ca.pem"), certificate.pem().as_bytes())?;
+    keep(&folder.join("ca.pem"), certificate.pem().as_bytes())?;
     tracing::info!("made a new certificate authority");
     Ok((description, key))
 }
@@ -245,10 +248,10 @@ fn new_leaf(
     let key = new_key(&folder.join("leaf.key"))?;
     let issuer = Issuer::new(authority(&description), ca_key);
     let certificate = params.signed_by(&key, &issuer).map_err(unsigned)?;
-    write_private(&folder.join("leaf.pem"), certificate.pem().as_bytes())?;
+    keep(&folder.join("leaf.pem"), certificate.pem().as_bytes())?;
     let json = serde_json::to_vec_pretty(&description)
         .map_err(|error| Error::internal("Cannot describe the certificate.", error))?;
-    write_private(&folder.join("leaf.json"), &json)?;
+    keep(&folder.join("leaf.json"), &json)?;
     tracing::info!(names = ?description.names, "issued a certificate");
     Ok(description)
 }
@@ -289,7 +292,7 @@ fn at(ms: i64) -> OffsetDateTime {
 
 fn new_key(path: &Path) -> Result<KeyPair> {
     let key = KeyPair::generate().map_err(unsigned)?;
-    write_private(path, key.serialize_pem().as_bytes())?;
+    keep(path, key.serialize_pem().as_bytes())?;
     Ok(key)
 }
 
@@ -298,25 +301,16 @@ fn read_key(path: &Path) -> Result<KeyPair> {
     KeyPair::from_pem(&pem).map_err(|error| Error::internal("The key of the certificate authority is damaged.", error))
 }
 
+fn keep(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_private(path, bytes).map_err(|error| cannot(path, error))
+}
+
 fn unsigned(error: rcgen::Error) -> Error {
     Error::internal("Cannot make a certificate.", error)
 }
 
 fn cannot(path: &Path, error: std::io::Error) -> Error {
     Error::internal(format!("Cannot use {}.", path.display()), error)
-}
-
-/// Replaces a file as a whole; only the owner reads it.
-fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
-    let part = path.with_extension("part");
-    let write = || -> std::io::Result<()> {
-        let _ = fs::remove_file(&part);
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&part, path)
-    };
-    write().map_err(|error| cannot(path, error))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt},
 };
 
+use innkeeper::wire::{HostRequest, Place};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -99,7 +100,8 @@ fn an_upload_that_breaks_or_cannot_fit_leaves_nothing() {
     let app = TestApp::start();
     let (mut client, _) = ready(&app);
     let mut raw = Client::raw(&app);
-    raw.write_all(client.head("PUT", "/api/v1/images/upload?name=cut.iso", "Content-Length: 100000\r\n").as_bytes()).unwrap();
+    raw.write_all(client.head("PUT", "/api/v1/images/upload?name=cut.iso", "Content-Length: 100000\r\n").as_bytes())
+        .unwrap();
     raw.write_all(&iso()).unwrap();
     raw.flush().unwrap();
     eventually("the upload has begun", || client.get("/api/v1/images").text().contains("cut.iso"));
@@ -150,7 +152,9 @@ fn origin(bytes: Vec<u8>, promised: usize) -> String {
         for mut socket in listener.incoming().take(3).flatten() {
             let mut head = [0; 1024];
             let _ = socket.read(&mut head);
-            let _ = socket.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {promised}\r\nConnection: close\r\n\r\n").as_bytes());
+            let _ = socket.write_all(
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {promised}\r\nConnection: close\r\n\r\n").as_bytes(),
+            );
             let _ = socket.write_all(&bytes);
         }
     });
@@ -177,7 +181,10 @@ fn a_fetch_that_fails_says_why_and_leaves_nothing() {
     let (mut client, _) = ready(&app);
     let cases = [
         (json!({"url": origin(iso(), 1 << 20), "name": "a"}), "The connection to 127.0.0.1 broke"),
-        (json!({"url": origin(iso(), iso().len()), "sha256": "0".repeat(64), "name": "b"}), "The SHA-256 of what arrived"),
+        (
+            json!({"url": origin(iso(), iso().len()), "sha256": "0".repeat(64), "name": "b"}),
+            "The SHA-256 of what arrived",
+        ),
         (json!({"url": origin(b"<!doctype html>".to_vec(), 15), "name": "c"}), "web page"),
         (json!({"url": "http://127.0.0.1:9/x", "name": "d"}), "127.0.0.1 does not give it"),
     ];
@@ -232,7 +239,10 @@ fn a_file_of_the_host_stays_where_it_is() {
     assert_eq!(added.status, 201, "{}", added.text());
     let image = client.get("/api/v1/images/kernel").json();
     assert_eq!((image["kind"].as_str(), image["host_path"].as_str()), (Some("kernel"), Some(path)));
-    let cases = [(path, "already, as"), ("/no/such/file", "Cannot open"), ("relative", "begins with"), ("/", "not a file")];
+    let asked = app.asked.lock().unwrap().clone();
+    assert!(asked.contains(&HostRequest::OpenFile(Place::Host(path.into()))), "the supervisor opens it: {asked:?}");
+    let cases =
+        [(path, "already, as"), ("/no/such/file", "Cannot open"), ("relative", "begins with"), ("/", "not a file")];
     for (path, word) in cases {
         let answer = client.post("/images/host", &[("path", path), ("name", "other")]);
         assert_eq!(answer.status, 422, "{path}: {}", answer.text());
@@ -282,8 +292,8 @@ fn qcow2(backing: bool) -> Vec<u8> {
     // Refcount table, refcount block, L1, L2, data.
     put(&mut bytes, CLUSTER, &(2 * CLUSTER as u64).to_be_bytes());
     (0..6).for_each(|n| put(&mut bytes, 2 * CLUSTER + 2 * n, &1u16.to_be_bytes()));
-    put(&mut bytes, 3 * CLUSTER, &(1u64 << 63 | 4 * CLUSTER as u64).to_be_bytes());
-    put(&mut bytes, 4 * CLUSTER + 8 * 8, &(1u64 << 63 | 5 * CLUSTER as u64).to_be_bytes());
+    put(&mut bytes, 3 * CLUSTER, &((1u64 << 63) | (4 * CLUSTER as u64)).to_be_bytes());
+    put(&mut bytes, 4 * CLUSTER + 8 * 8, &((1u64 << 63) | (5 * CLUSTER as u64)).to_be_bytes());
     bytes[5 * CLUSTER..].fill(0xab);
     bytes
 }
@@ -314,7 +324,7 @@ fn qcow2_becomes_sparse_raw_and_never_follows_another_file() {
 #[test]
 fn what_a_killed_server_left_half_is_gone_at_the_next_start() {
     let app = TestApp::start();
-    app.client().get("/login");
+    app.administrator();
     let db = rusqlite::Connection::open(app.path("innkeeper.db")).unwrap();
     db.execute(
         "INSERT INTO images (id, name, kind, state, size_bytes, source, created_ms) VALUES ('aaaaaaaa', 'half', 'other', 'uploading', 0, 'upload', 0)",

@@ -5,9 +5,9 @@
 mod cli;
 mod console;
 mod fake_engine;
+mod library;
 mod lifecycle;
 mod network;
-mod library;
 mod support;
 mod tidy;
 mod web;

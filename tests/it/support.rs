@@ -306,7 +306,8 @@ impl Client {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(app.path("tls/ca.pem")).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config =
+            rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
         let connection = rustls::ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
         let socket = std::net::TcpStream::connect(("127.0.0.1", app.port)).unwrap();
@@ -317,7 +318,9 @@ impl Client {
     /// The beginning of a request of this login.
     pub fn head(&self, method: &str, path: &str, more: &str) -> String {
         let (port, cookie, csrf) = (self.port, self.cookie.as_deref().unwrap_or(""), &self.csrf);
-        format!("{method} {path} HTTP/1.1\r\nHost: localhost:{port}\r\nCookie: {cookie}\r\nX-CSRF-Token: {csrf}\r\n{more}\r\n")
+        format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost:{port}\r\nCookie: {cookie}\r\nX-CSRF-Token: {csrf}\r\n{more}\r\n"
+        )
     }
 
     /// Opens a stream of events; the returned connection has read past the head of the answer.
