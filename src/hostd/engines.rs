@@ -80,6 +80,8 @@ impl Engines {
         for entry in fs::read_dir(guests)? {
             let Ok(id) = entry?.file_name().to_string_lossy().parse::<Id>() else { continue };
             match engines.find(&id) {
+                // The host was started again since: that engine did not end, its host did.
+                None if engines.is_of_an_earlier_boot(&id) => engines.clear(&id),
                 Some(engine) => {
                     tracing::info!(guest = %id, pid = engine.pid, "found a running engine");
                     engines.live.insert(id, engine);
@@ -253,6 +255,11 @@ impl Engines {
         })
     }
 
+    fn is_of_an_earlier_boot(&self, guest: &Id) -> bool {
+        let text = fs::read(self.folder(guest).join("pid")).unwrap_or_default();
+        serde_json::from_slice::<PidFile>(&text).is_ok_and(|file| file.boot_id != boot_id())
+    }
+
     fn end_of(&self, guest: &Id) -> EngineEnd {
         let text = fs::read(self.folder(guest).join("end.json")).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or_else(|_| EngineEnd {
@@ -355,5 +362,9 @@ mod tests {
         assert!(engines.list().is_empty(), "another process has that number");
         assert_eq!(gone.first().map(|(id, end)| (id, end.how)), Some((&guest, EndKind::Off)));
         assert!(!path.exists(), "told once");
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("pid"), serde_json::to_vec(&PidFile { boot_id: "other".into(), ..file(1) }).unwrap()).unwrap();
+        let (engines, gone) = adopt();
+        assert!(engines.list().is_empty() && gone.is_empty(), "the host was started again: nothing to tell");
     }
 }

@@ -184,6 +184,8 @@ impl Hostd {
             run_as: self.web_user,
         })?;
         self.web = Some(Web { child, socket: ours, started: Instant::now() });
+        // Ends that nobody heard of come before the answer to the first question.
+        self.tell();
         Ok(())
     }
 
