@@ -37,7 +37,7 @@ remove_guests() {
     [ $code = 0 ] || keep "$name"
     ik guest poweroff "$name" >/dev/null 2>&1 || true
     await_state "$name" stopped 20 || true
-    ik guest rm "$name" >/dev/null 2>&1 || true
+    ik guest rm --yes "$name" >/dev/null 2>&1 || true
   done
 }
 trap remove_guests EXIT
@@ -49,7 +49,7 @@ keep() {
   serial "$1" >"$base.serial" 2>&1 || true
   ik guest screenshot "$1" "$base.png" >/dev/null 2>&1 || true
   ik guest show "$1" --json >"$base.json" 2>&1 || true
-  cp "$STATE/guests/$(field "$1" id)/log" "$base.log" 2>/dev/null || true
+  ik guest log "$1" >"$base.engine-log" 2>&1 || true
 }
 
 # field NAME KEY: one value of `guest show --json`.
