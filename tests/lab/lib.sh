@@ -86,7 +86,7 @@ type_serial() { printf '%b' "$2" | timeout 30 "$INNKEEPER" --state "$STATE" gues
 screen() {
   local file
   file=$(mktemp --suffix=.png)
-  ik guest screenshot "$1" "$file" >/dev/null && python3 "$tools/screen-text" "$file"
+  ik guest screenshot "$1" "$file" >/dev/null 2>&1 && python3 "$tools/screen-text" "$file"
   rm -f "$file"
 }
 
