@@ -67,8 +67,8 @@ until_true() {
   done
 }
 
-# serial NAME: all that is in the scrollback, without carriage returns.
-serial() { ik guest console "$1" --dump | tr -d '\r\0'; }
+# serial NAME: all that is in the scrollback, without carriage returns and a terminal's escape sequences.
+serial() { ik guest console "$1" --dump | tr -d '\r\0' | sed 's/\x1b\[[0-9;?]*[A-Za-z]//g'; }
 
 # What the serial console has said N times or more.
 said() { [ "$(serial "$1" | grep -a -c -e "$2")" -ge "$3" ]; }
