@@ -37,7 +37,7 @@ remove_guests() {
     [ $code = 0 ] || keep "$name"
     ik guest poweroff "$name" >/dev/null 2>&1 || true
     await_state "$name" stopped 20 || true
-    ik guest rm "$name" >/dev/null 2>&1 || true
+    ik guest rm --yes "$name" >/dev/null 2>&1 || true
   done
 }
 trap remove_guests EXIT
@@ -49,7 +49,7 @@ keep() {
   serial "$1" >"$base.serial" 2>&1 || true
   ik guest screenshot "$1" "$base.png" >/dev/null 2>&1 || true
   ik guest show "$1" --json >"$base.json" 2>&1 || true
-  cp "$STATE/guests/$(field "$1" id)/log" "$base.log" 2>/dev/null || true
+  ik guest log "$1" >"$base.engine-log" 2>&1 || true
 }
 
 # field NAME KEY: one value of `guest show --json`.
@@ -67,8 +67,8 @@ until_true() {
   done
 }
 
-# serial NAME: all that is in the scrollback, without carriage returns.
-serial() { ik guest console "$1" --dump | tr -d '\r\0'; }
+# serial NAME: all that is in the scrollback, without carriage returns and a terminal's escape sequences.
+serial() { ik guest console "$1" --dump | tr -d '\r\0' | sed 's/\x1b\[[0-9;?]*[A-Za-z]//g'; }
 
 # What the serial console has said N times or more.
 said() { [ "$(serial "$1" | grep -a -c -e "$2")" -ge "$3" ]; }
@@ -86,7 +86,7 @@ type_serial() { printf '%b' "$2" | timeout 30 "$INNKEEPER" --state "$STATE" gues
 screen() {
   local file
   file=$(mktemp --suffix=.png)
-  ik guest screenshot "$1" "$file" >/dev/null && python3 "$tools/screen-text" "$file"
+  ik guest screenshot "$1" "$file" >/dev/null 2>&1 && python3 "$tools/screen-text" "$file"
   rm -f "$file"
 }
 

@@ -1,17 +1,23 @@
 #!/bin/bash
-# A Linux kernel booted directly, as the ELF with the PVH entry and as bzImage, reaches its own userland and turns itself off.
-# limit: 240
+# A Linux kernel booted directly, as the ELF with the PVH entry and as bzImage, reaches its own userland, hears what is typed and turns itself off.
+# limit: 600
 . "$(dirname "$0")/../lib.sh"
 
-for kernel in cloud-vmlinux cloud-bzimage; do
-  guest "direct-$kernel" --cpus 1 --memory 256M --network none --kernel "$MATERIAL/$kernel" --initrd "$MATERIAL/userland.cpio" \
-    --cmdline "console=ttyS0 panic=-1"
-  await_serial "direct-$kernel" INNKEEPER-USERLAND 60
-  await_serial "direct-$kernel" 'userland: .* 1 CPUs' 20
-  ends "direct-$kernel" 20
-done
+# direct NAME KERNEL CPUS
+direct() {
+  guest "$1" --cpus "$3" --memory 256M --network none --kernel "$MATERIAL/$2" --initrd "$MATERIAL/userland-stay.cpio" --cmdline "console=ttyS0 panic=-1"
+  await_serial "$1" INNKEEPER-USERLAND 90
+  await_serial "$1" "userland: .* $3 CPUs" 60
+  ! serial "$1" | grep -a -i -E 'ACPI (BIOS )?(Error|Warning)|BUG:|Call Trace' || broken "the kernel complains"
+  type_serial "$1" 'echo heard-$((6 * 7))\r'
+  await_serial "$1" '^heard-42' 30
+  type_serial "$1" 'poweroff -f\r'
+  ends "$1" 30
+}
 
-guest direct-two --cpus 2 --memory 256M --network none --kernel "$MATERIAL/cloud-vmlinux" --initrd "$MATERIAL/userland.cpio" --cmdline "console=ttyS0"
-await_serial direct-two 'userland: .* 2 CPUs' 60
-! serial direct-two | grep -a -i -E 'ACPI (BIOS )?(Error|Warning)|BUG:|Call Trace' || broken "the kernel complains"
-ends direct-two 20
+direct direct-elf cloud-vmlinux 1
+direct direct-bzimage cloud-bzimage 1
+direct direct-two cloud-vmlinux 2
+
+guest direct-off --memory 256M --network none --kernel "$MATERIAL/cloud-vmlinux" --initrd "$MATERIAL/userland.cpio" --cmdline "console=ttyS0 quiet"
+ends direct-off 120

@@ -7,5 +7,3 @@ guest memtest --memory 256M --network none --cdrom "$MATERIAL/memtest.iso"
 await_screen memtest 'Memtest86+' 90
 press memtest F1
 await_screen memtest 'Settings' 30
-press memtest Escape
-until_true 30 eval "! shows memtest Settings" || broken "Escape did not close the settings"

@@ -3,7 +3,7 @@
 # limit: 420
 . "$(dirname "$0")/../lib.sh"
 
-guest installer-screen --memory 1G --network nat --kernel "$MATERIAL/installer-linux" --initrd "$MATERIAL/installer-initrd.gz" --cmdline "---"
+guest installer-screen --memory 1G --network nat --kernel "$MATERIAL/installer-linux" --initrd "$MATERIAL/installer-initrd.gz" --cmdline quiet
 await_screen installer-screen 'Select a language' 300
 press installer-screen Return
 await_screen installer-screen 'Select your location' 90

@@ -19,7 +19,7 @@ await_serial debian '^cpus-2' 5
 run_in debian 60 'for i in $(seq 40); do ip -4 route | grep -q default && break; sleep 1; done; ip -4 -br address'
 run_in debian 60 'curl -s --max-time 20 http://$(ip -4 route | sed -n "s/^default via \([0-9.]*\).*/\1/p"):8099/hello'
 await_serial debian "^innkeeper-$$" 5
-[ -n "$(field debian address)$(field debian addresses)" ] || broken "the guest's address is not known to the server"
+[[ $(field debian addresses) == *[0-9]* ]] || broken "the guest's address is not known to the server"
 run_in debian 30 'dmesg | grep -i -E "ACPI (BIOS )?(Error|Warning)|BUG:|Call Trace" && false || true'
 run_in debian 60 'dd if=/dev/urandom of=/root/data bs=1M count=16 status=none; sha256sum </root/data >/root/sum; sync'
 

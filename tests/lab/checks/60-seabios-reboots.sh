@@ -1,11 +1,11 @@
 #!/bin/bash
 # SeaBIOS with nothing to boot from, reset 20 times: each time it comes to the same end.
-# limit: 300
+# limit: 1200
 . "$(dirname "$0")/../lib.sh"
 
 guest seabios --memory 64M --network none
 for time in $(seq 20); do
-  await_screen seabios 'No bootable device' 30
+  await_screen seabios 'No bootable device' 90
   [ "$time" = 20 ] || ik guest reset seabios
   # Not the text of the time before.
   sleep 1
