@@ -175,7 +175,8 @@ pub(crate) mod tests {
     #[test]
     fn each_wrong_field_is_named() {
         assert_eq!(sample().check(), Ok(()));
-        let cases: [(&str, fn(&mut GuestSpec)); 6] = [
+        type Spoil = fn(&mut GuestSpec);
+        let cases: [(&str, Spoil); 6] = [
             ("machine", |spec| spec.machine = "q35".into()),
             ("cpus", |spec| spec.cpus = 0),
             ("cpus", |spec| spec.cpus = 65),

@@ -85,12 +85,15 @@ struct Route {
 
 const PIRQ_OFF: u8 = 0x80;
 
-impl PirqRouter {
-    pub fn new() -> PirqRouter {
+impl Default for PirqRouter {
+    /// Every PIRQ leads nowhere, as after reset.
+    fn default() -> PirqRouter {
         let route = || Mutex::new(Route { asserters: 0, register: PIRQ_OFF, target: IrqLine::unconnected() });
         PirqRouter(Arc::new((0..4).map(|_| route()).collect()))
     }
+}
 
+impl PirqRouter {
     /// A line into PIRQ `index` (0 is A) for one device.
     pub fn join(&self, index: usize) -> IrqLine {
         let routes = Arc::clone(&self.0);
@@ -218,7 +221,7 @@ mod tests {
             let sink = Arc::clone(&sink);
             IrqLine::new(move |high| sink.lock().unwrap().push((number, high)))
         });
-        let router = PirqRouter::new();
+        let router = PirqRouter::default();
         let mut piix = Piix3 { router: router.clone(), isa };
         let mut config = [0u8; CONFIG_BYTES];
         let (first, second) = (router.join(0), router.join(0));

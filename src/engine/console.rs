@@ -211,8 +211,11 @@ const ATTACH_BYTES_MAX: u64 = 4096;
 /// A viewer whose socket takes nothing for so long is gone; it can come back at its offset.
 const STALLED: Duration = Duration::from_secs(60);
 
+/// Takes what viewers type. Called by their threads; returns at once.
+pub type Typed = Arc<dyn Fn(&[u8]) + Send + Sync>;
+
 /// Serves viewers until the listener's thread ends with the process. `input` takes what they type.
-pub fn serve(listener: UnixListener, hub: Arc<ConsoleHub>, input: Arc<dyn Fn(&[u8]) + Send + Sync>) -> io::Result<()> {
+pub fn serve(listener: UnixListener, hub: Arc<ConsoleHub>, input: Typed) -> io::Result<()> {
     let viewers = Arc::new(AtomicUsize::new(0));
     std::thread::Builder::new().name("serial".into()).stack_size(STACK_BYTES).spawn(move || {
         for stream in listener.incoming() {
@@ -239,7 +242,7 @@ pub fn serve(listener: UnixListener, hub: Arc<ConsoleHub>, input: Arc<dyn Fn(&[u
 const STACK_BYTES: usize = 128 << 10;
 
 /// One viewer: a thread that reads what is typed, and this one, which writes.
-fn view(stream: UnixStream, hub: &Arc<ConsoleHub>, input: &Arc<dyn Fn(&[u8]) + Send + Sync>) -> io::Result<()> {
+fn view(stream: UnixStream, hub: &Arc<ConsoleHub>, input: &Typed) -> io::Result<()> {
     stream.set_write_timeout(Some(STALLED))?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut line = String::new();

@@ -49,7 +49,7 @@ fn caches(entry: &mut kvm_cpuid_entry2, cpus: u32) {
     }
     let level = entry.eax >> 5 & 7;
     let sharing = if level >= 3 { cpus - 1 } else { 0 };
-    entry.eax = entry.eax & 0x3fff | (sharing & 0xfff) << 14 | (cpus.next_power_of_two() - 1 & 0x3f) << 26;
+    entry.eax = entry.eax & 0x3fff | (sharing & 0xfff) << 14 | ((cpus.next_power_of_two() - 1) & 0x3f) << 26;
 }
 
 /// Leaf 0xb: threads of a core, cores of the socket.

@@ -109,7 +109,7 @@ impl Devices {
         };
         let pm = PmBlock::new(isa.join(layout::IRQ_SCI), Clock::monotonic())?;
         let pm_base = Arc::new(AtomicU16::new(layout::PM_BASE));
-        let router = PirqRouter::new();
+        let router = PirqRouter::default();
         let placement = Arc::clone(vm) as Arc<dyn Placement>;
         let mut root = PciRoot::new(Arc::clone(&pio), Arc::clone(&mmio), placement, Arc::clone(vm) as Arc<dyn MsiSink>);
         add_chipset(&mut root, &router, &isa, &pm, &pm_base, &pio);

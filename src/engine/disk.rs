@@ -70,7 +70,7 @@ impl RawFile {
 
     fn check(&self, at: u64, bytes: u64) -> Result<(), BlockError> {
         let size_bytes = self.shape.size_bytes;
-        let end = at.checked_add(bytes).unwrap_or(u64::MAX);
+        let end = at.saturating_add(bytes);
         if end > size_bytes { Err(BlockError::OutOfRange { end, size_bytes }) } else { Ok(()) }
     }
 }

@@ -100,7 +100,7 @@ impl Machine {
             let config = VcpuConfig {
                 index,
                 cpus: spec.cpus,
-                start: if index == 0 { start.clone() } else { None },
+                start: if index == 0 { start } else { None },
                 pio: machine.devices.pio.view(),
                 mmio: machine.devices.mmio.view(),
                 events: Arc::clone(&vcpu_events),
@@ -137,7 +137,7 @@ impl Machine {
         self.vm.reset()?;
         let start = self.load()?;
         for (index, vcpu) in self.vcpus.iter().enumerate() {
-            vcpu.reset(if index == 0 { start.clone() } else { None })?;
+            vcpu.reset(if index == 0 { start } else { None })?;
         }
         Ok(())
     }

@@ -363,7 +363,8 @@ mod tests {
         assert_eq!(gone.first().map(|(id, end)| (id, end.how)), Some((&guest, EndKind::Off)));
         assert!(!path.exists(), "told once");
         fs::create_dir_all(&path).unwrap();
-        fs::write(path.join("pid"), serde_json::to_vec(&PidFile { boot_id: "other".into(), ..file(1) }).unwrap()).unwrap();
+        fs::write(path.join("pid"), serde_json::to_vec(&PidFile { boot_id: "other".into(), ..file(1) }).unwrap())
+            .unwrap();
         let (engines, gone) = adopt();
         assert!(engines.list().is_empty() && gone.is_empty(), "the host was started again: nothing to tell");
     }

@@ -22,10 +22,7 @@ use crate::{
         Guest,
         lifecycle::{Event, State as GuestState},
     },
-    store::{
-        guests::BootKind,
-        users::Role,
-    },
+    store::{guests::BootKind, users::Role},
     types::{Id, now_ms, show_size},
 };
 

@@ -94,7 +94,12 @@ pub fn urls(listen: SocketAddr) -> Vec<String> {
 pub fn host_names() -> Vec<String> {
     let mut names = vec!["localhost".to_owned()];
     if let Ok(given) = std::env::var(NAMES_VARIABLE) {
-        names.extend(given.split_whitespace().filter(|name| is_dns_name(name) || name.parse::<IpAddr>().is_ok()).map(str::to_owned));
+        names.extend(
+            given
+                .split_whitespace()
+                .filter(|name| is_dns_name(name) || name.parse::<IpAddr>().is_ok())
+                .map(str::to_owned),
+        );
         names.extend([Ipv4Addr::LOCALHOST.to_string(), Ipv6Addr::LOCALHOST.to_string()]);
         names.sort();
         names.dedup();
