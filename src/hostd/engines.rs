@@ -25,7 +25,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{files::StateFiles, spawn};
+use super::{cgroup, files::StateFiles, spawn};
 use crate::{
     error::{Error, ErrorKind, Result},
     host::{firmware::Firmware, net::Networks, passt, tap},
@@ -112,6 +112,7 @@ impl Engines {
         }
         let end = self.end_of(guest);
         self.clear(guest);
+        cgroup::release(guest);
         end
     }
 
@@ -176,6 +177,9 @@ impl Engines {
         let output = self.files.open_log(guest)?;
         let start = EngineStart { spec: launch.spec.clone(), handed: hands.names, run_as };
         let child = spawn::engine(&start, hands.fds, output).map_err(unavailable)?;
+        if let Err(error) = cgroup::enclose(guest, child.id()) {
+            tracing::debug!(%guest, %error, "the engine has no control group of its own");
+        }
         let engine = self.watch(guest, child, run_as).map_err(unavailable)?;
         tracing::info!(%guest, pid = engine.pid, "started an engine");
         self.live.insert(guest.clone(), engine);

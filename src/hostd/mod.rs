@@ -3,6 +3,7 @@
 //!
 //! The web role dies: it is started again. We die: the web role ends with our socket; engines run on and are found again.
 
+mod cgroup;
 pub mod engines;
 pub mod files;
 pub mod requests;
