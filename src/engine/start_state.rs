@@ -2,7 +2,7 @@
 
 use std::io;
 
-use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
 use super::boot::{CODE_SELECTOR, DATA_SELECTOR, GDT, StartMode, StartState};
@@ -14,6 +14,9 @@ const CR4_PAE: u64 = 1 << 5;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 const RFLAGS_FIXED: u64 = 2;
+/// Memory types are on, and memory is write-back unless said otherwise: what firmware leaves behind.
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
 
 /// Sets registers and segments. Called on a vCPU that does not run.
 pub(super) fn apply(fd: &VcpuFd, start: &StartState) -> io::Result<()> {
@@ -41,6 +44,11 @@ pub(super) fn apply(fd: &VcpuFd, start: &StartState) -> io::Result<()> {
             sregs.efer = EFER_LME | EFER_LMA;
             (regs.rip, regs.rsi) = (rip, rsi);
         }
+    }
+    if !matches!(start.mode, StartMode::Real { .. }) {
+        let entry = kvm_msr_entry { index: MSR_MTRR_DEF_TYPE, data: MTRR_WRITE_BACK, ..Default::default() };
+        let msrs = Msrs::from_entries(&[entry]).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        fd.set_msrs(&msrs).map_err(failed)?;
     }
     fd.set_sregs(&sregs).map_err(failed)?;
     fd.set_regs(&regs).map_err(failed)

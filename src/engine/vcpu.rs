@@ -242,6 +242,8 @@ impl Runner {
             match inner.order {
                 Order::Run => {
                     inner.parked = false;
+                    // A guest with kvmclock is told of the pause, so that it does not take it for a lockup; others refuse.
+                    let _ = self.fd.kvmclock_ctrl();
                     return true;
                 }
                 Order::End => return false,

@@ -15,14 +15,14 @@ const AT_ROOT: &str = "innkeeper";
 /// Moves a process that was just started into a group of its guest.
 ///
 /// Errors: no version 2, or no right to change it.
-pub fn enclose(guest: &Id, pid: u32) -> io::Result<()> {
+pub(super) fn enclose(guest: &Id, pid: u32) -> io::Result<()> {
     let group = group_of(guest)?;
     fs::create_dir_all(&group)?;
     fs::write(group.join("cgroup.procs"), pid.to_string())
 }
 
 /// Takes away the group of a guest whose engine has ended.
-pub fn release(guest: &Id) {
+pub(super) fn release(guest: &Id) {
     if let Ok(group) = group_of(guest) {
         // Still there when something else is in it; it is used again at the next start.
         let _ = fs::remove_dir(group);
@@ -55,7 +55,10 @@ mod tests {
         fs::write(mount.path().join("cgroup.procs"), "").unwrap();
         let below = |path: &str| Some(mount.path().join(path));
         assert_eq!(base(mount.path(), "0::/\n"), below("innkeeper"));
-        assert_eq!(base(mount.path(), "1:cpu:/x\n0::/system.slice/innkeeper.service\n"), below("system.slice/innkeeper.service"));
+        assert_eq!(
+            base(mount.path(), "1:cpu:/x\n0::/system.slice/innkeeper.service\n"),
+            below("system.slice/innkeeper.service")
+        );
         assert_eq!(base(mount.path(), "1:cpu:/x\n"), None, "version 1 only");
     }
 }
