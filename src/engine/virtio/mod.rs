@@ -7,6 +7,8 @@ pub mod net;
 pub mod pci;
 pub mod queue;
 pub mod rng;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod worker;
 
 use std::sync::{

@@ -93,8 +93,8 @@ impl<D: VirtioDevice> VirtioPci<D> {
         self.status & STATUS_DRIVER_OK != 0
     }
 
-    fn queue(&mut self) -> Option<&mut Queue> {
-        self.queues.get_mut(usize::from(self.queue_select))
+    fn queue(&self) -> Option<&Queue> {
+        self.queues.get(usize::from(self.queue_select))
     }
 
     fn reset_device(&mut self) {
@@ -114,14 +114,19 @@ impl<D: VirtioDevice> VirtioPci<D> {
             return self.reset_device();
         }
         let was_running = self.running();
-        self.status = status & !STATUS_NEEDS_RESET;
+        // Bits are only ever added (2.1.1): what was frozen by one stays so.
+        self.status |= status & !STATUS_NEEDS_RESET;
         // Features that were not offered, or an old driver without VERSION_1: FEATURES_OK does not stick.
         if self.accepted & !self.offered() != 0 || self.accepted & 1 << 32 == 0 {
             self.status &= !STATUS_FEATURES_OK;
         }
-        if self.running() && !was_running {
-            self.activate();
+        if !self.running() || was_running {
+            return;
         }
+        if self.status & STATUS_FEATURES_OK == 0 {
+            return self.interrupts.set_needs_reset();
+        }
+        self.activate();
     }
 
     fn activate(&mut self) {
@@ -147,18 +152,17 @@ impl<D: VirtioDevice> VirtioPci<D> {
         self.device.worker().activate(running);
     }
 
-    fn common_read(&mut self, at: Access) -> Result<u64, BusFault> {
-        let offered = self.offered();
+    fn common_read(&self, at: Access) -> Result<u64, BusFault> {
+        check_width(at)?;
         let half = |features: u64, select: u32| match select {
             0 => features & 0xffff_ffff,
             1 => features >> 32,
             _ => 0,
         };
-        let interrupts = Arc::clone(&self.interrupts);
-        let vector = usize::from(self.queue_select);
+        let interrupts = &self.interrupts;
         Ok(match at.offset {
             0x00 => u64::from(self.device_feature_select),
-            0x04 => half(offered, self.device_feature_select),
+            0x04 => half(self.offered(), self.device_feature_select),
             0x08 => u64::from(self.driver_feature_select),
             0x0c => half(self.accepted, self.driver_feature_select),
             0x10 => u64::from(interrupts.config_vector.load(Ordering::Acquire)),
@@ -172,7 +176,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
             0x18 => self.queue().map_or(0, |queue| u64::from(queue.size())),
             0x1a => interrupts
                 .queue_vectors
-                .get(vector)
+                .get(usize::from(self.queue_select))
                 .map_or(u64::from(NO_VECTOR), |vector| u64::from(vector.load(Ordering::Acquire))),
             0x1c => self.queue().map_or(0, |queue| u64::from(queue.ready())),
             0x1e => u64::from(self.queue_select),
@@ -181,7 +185,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
         })
     }
 
-    fn ring_address(&mut self, at: Access) -> Result<u64, BusFault> {
+    fn ring_address(&self, at: Access) -> Result<u64, BusFault> {
         let Some(queue) = self.queue() else { return Ok(0) };
         let address = match at.offset & 0x38 {
             0x20 => queue.desc_table(),
@@ -192,6 +196,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
     }
 
     fn common_write(&mut self, at: Access, value: u64) -> Result<Effect, BusFault> {
+        check_width(at)?;
         let value32 = value as u32;
         let value16 = value as u16;
         match at.offset {
@@ -226,7 +231,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
         if self.running() {
             return;
         }
-        let Some(queue) = self.queue() else { return };
+        let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else { return };
         let low = Some(value as u32);
         let high = (at.width == Width::B8).then_some((value >> 32) as u32);
         match at.offset {
@@ -258,6 +263,18 @@ impl<D: VirtioDevice> VirtioPci<D> {
         let width = Width::from_bytes(usize::try_from(word(12)?).ok()?)?;
         (bar == BAR && width != Width::B8).then_some(Access::new(u64::from(word(8)?), width))
     }
+}
+
+/// Registers of the common configuration answer in their own width only; a 64-bit one also in halves (virtio 1.2, 4.1.3.1).
+fn check_width(at: Access) -> Result<(), BusFault> {
+    let right = match at.offset {
+        0x00 | 0x04 | 0x08 | 0x0c | 0x24 | 0x2c | 0x34 => at.width == Width::B4,
+        0x10 | 0x12 | 0x16 | 0x18 | 0x1a | 0x1c | 0x1e => at.width == Width::B2,
+        0x14 | 0x15 => at.width == Width::B1,
+        0x20 | 0x28 | 0x30 => matches!(at.width, Width::B4 | Width::B8),
+        _ => return Err(BusFault::NoRegister),
+    };
+    if right { Ok(()) } else { Err(BusFault::BadWidth) }
 }
 
 fn fresh_queues(sizes: &[u16]) -> Vec<Queue> {
@@ -375,5 +392,267 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
 
     fn reset(&mut self) {
         self.reset_device();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{
+        pci::assign,
+        virtio::{
+            ISR_CONFIG, ISR_QUEUE,
+            rng::Rng,
+            testing::{
+                ACKNOWLEDGE, BUFFERS, DRIVER, DRIVER_OK, Driver, EVENT_IDX, FEATURES_OK, INDIRECT, NEEDS_RESET, Region,
+                VERSION_1, eventually, writable,
+            },
+        },
+    };
+
+    fn rng() -> Driver {
+        Driver::plug(Rng::new().unwrap())
+    }
+
+    /// Whatever was done to the function: a driver that starts anew gets its bytes.
+    fn check_it_serves(driver: &mut Driver) {
+        driver.start(VERSION_1);
+        assert_eq!(driver.run(0, &[writable(BUFFERS, 64)]).bytes, 64);
+        assert_eq!(driver.registers.status() & NEEDS_RESET, 0);
+    }
+
+    #[test]
+    fn features_are_offered_in_halves_and_frozen_by_features_ok() {
+        let mut driver = rng();
+        assert_eq!(driver.offered(), VERSION_1 | EVENT_IDX | INDIRECT);
+        driver.registers.write(Region::Common, 0x00, Width::B4, 2);
+        assert_eq!(driver.registers.read(Region::Common, 0x04, Width::B4), 0, "no third half");
+        for refused in [0, EVENT_IDX, VERSION_1 | 1, VERSION_1 | 1 << 40, u64::MAX] {
+            driver.registers.reset();
+            assert!(!driver.negotiate(refused), "{refused:#x}");
+        }
+        assert!(driver.negotiate(VERSION_1 | EVENT_IDX), "a driver may try again without a reset");
+        driver.registers.write(Region::Common, 0x08, Width::B4, 0);
+        driver.registers.write(Region::Common, 0x0c, Width::B4, 0);
+        assert_eq!(driver.registers.read(Region::Common, 0x0c, Width::B4), EVENT_IDX);
+    }
+
+    #[test]
+    fn driver_ok_without_features_ok_starts_nothing() {
+        for status in [DRIVER_OK, ACKNOWLEDGE | DRIVER | DRIVER_OK] {
+            let mut driver = rng();
+            driver.prepare(VERSION_1, 16);
+            driver.registers.reset();
+            driver.set_up_queue(0, 16);
+            driver.registers.set_status(status);
+            assert_ne!(driver.registers.status() & NEEDS_RESET, 0, "{status:#x}");
+            driver.submit(0, &[writable(BUFFERS, 64)]);
+            check_it_serves(&mut driver);
+        }
+        let mut driver = rng();
+        assert!(!driver.negotiate(EVENT_IDX));
+        driver.set_up_queue(0, 16);
+        driver.driver_ok();
+        assert_ne!(driver.registers.status() & NEEDS_RESET, 0, "FEATURES_OK did not stick without VERSION_1");
+        check_it_serves(&mut driver);
+    }
+
+    #[test]
+    fn status_bits_go_by_a_reset_only() {
+        let mut driver = rng();
+        driver.start(VERSION_1);
+        driver.registers.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        driver.place_queue(0, 8, [0, 0x1000, 0x2000]);
+        driver.driver_ok();
+        assert_eq!(driver.registers.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+        assert_eq!(driver.run(0, &[writable(BUFFERS, 64)]).bytes, 64, "served where the queue was at the first");
+    }
+
+    #[test]
+    fn queue_registers_are_frozen_while_the_driver_runs() {
+        let mut driver = rng();
+        driver.start(VERSION_1);
+        let before: Vec<u64> =
+            (0x18..0x38).step_by(4).map(|at| driver.registers.read(Region::Common, at, Width::B4)).collect();
+        driver.place_queue(0, 4, [0x5_0000, 0x5_1000, 0x5_2000]);
+        driver.registers.write(Region::Common, 0x1c, Width::B2, 0);
+        let after: Vec<u64> =
+            (0x18..0x38).step_by(4).map(|at| driver.registers.read(Region::Common, at, Width::B4)).collect();
+        assert_eq!(before, after);
+        assert_eq!(driver.registers.read(Region::Common, 0x18, Width::B2), 16);
+        assert_eq!(driver.registers.read(Region::Common, 0x1c, Width::B2), 1);
+        assert_eq!(driver.run(0, &[writable(BUFFERS, 64)]).bytes, 64);
+    }
+
+    #[test]
+    fn a_queue_that_is_not_in_ram_needs_a_reset() {
+        let good = [0x1_0000, 0x1_1000, 0x1_2000];
+        let outside =
+            [0xa_0000, 0x9_fff0, (8 << 20) - 16, 8 << 20, 0xfee0_0000, 1 << 40, u64::MAX - 15, u64::MAX - 0xfff];
+        let mut driver = rng();
+        for (which, address) in (0..3).flat_map(|which| outside.map(|address| (which, address))) {
+            driver.prepare(VERSION_1, 16);
+            let mut addresses = good;
+            addresses[which] = address;
+            driver.place_queue(0, 16, addresses);
+            driver.use_msix();
+            let before = driver.messages(0);
+            driver.driver_ok();
+            driver.registers.kick(0);
+            driver.registers.wait_needs_reset();
+            assert_eq!(driver.messages(0), before + 1, "{which} at {address:#x}: the driver is told");
+            check_it_serves(&mut driver);
+        }
+        // Not ready at all, and an available ring at zero because its address is odd.
+        for addresses in [None, Some([0x1_0000, 0x1_1001, 0x1_2000])] {
+            driver.registers.reset();
+            assert!(driver.negotiate(VERSION_1));
+            if let Some(addresses) = addresses {
+                driver.place_queue(0, 16, addresses);
+            }
+            driver.driver_ok();
+            driver.registers.wait_needs_reset();
+            check_it_serves(&mut driver);
+        }
+    }
+
+    #[test]
+    fn a_queue_size_that_is_no_power_of_two_or_too_large_is_not_taken() {
+        let mut driver = rng();
+        driver.registers.reset();
+        driver.registers.write(Region::Common, 0x16, Width::B2, 0);
+        for (written, read) in
+            [(0, 64), (3, 64), (65, 64), (128, 64), (0x8000, 64), (0xffff, 64), (1, 1), (32, 32), (33, 32)]
+        {
+            driver.registers.write(Region::Common, 0x18, Width::B2, written);
+            assert_eq!(driver.registers.read(Region::Common, 0x18, Width::B2), read, "{written}");
+        }
+        driver.registers.write(Region::Common, 0x16, Width::B2, 1);
+        assert_eq!(driver.registers.read(Region::Common, 0x18, Width::B2), 0, "no second queue");
+        assert_eq!(driver.registers.read(Region::Common, 0x1a, Width::B2), u64::from(NO_VECTOR));
+    }
+
+    #[test]
+    fn the_pin_is_high_from_a_used_buffer_until_the_isr_is_read() {
+        let mut driver = rng();
+        driver.start_with_pin(VERSION_1);
+        assert!(!driver.pin());
+        driver.run(0, &[writable(BUFFERS, 64)]);
+        eventually("the pin", || driver.pin());
+        assert_eq!(driver.config(0x06, Width::B2) & 8, 8, "interrupt status");
+        assert_eq!(driver.isr(), ISR_QUEUE);
+        assert!(!driver.pin());
+        assert_eq!(driver.isr(), 0);
+        driver.descriptor(0, 5, 0xa_0000, 64, 2, 0);
+        driver.make_available(0, 5);
+        driver.registers.kick(0);
+        driver.registers.wait_needs_reset();
+        eventually("the pin", || driver.pin());
+        assert_eq!(driver.isr(), ISR_CONFIG);
+        driver.start_with_pin(VERSION_1);
+        driver.run(0, &[writable(BUFFERS, 64)]);
+        eventually("the pin", || driver.pin());
+        driver.registers.reset();
+        assert!(!driver.pin(), "a reset lowers the pin");
+        assert_eq!(driver.all_messages(), 0);
+    }
+
+    #[test]
+    fn vectors_are_kept_checked_and_used() {
+        let mut driver = rng();
+        driver.start(VERSION_1);
+        driver.run(0, &[writable(BUFFERS, 64)]);
+        eventually("a message", || driver.messages(1) == 1);
+        assert!(!driver.pin());
+        assert_eq!(driver.isr(), 0);
+        for (at, vector, kept) in [(0x10, 1, 1), (0x10, 2, 0xffff), (0x1a, 0, 0), (0x1a, 0x100, 0xffff)] {
+            driver.registers.write(Region::Common, 0x16, Width::B2, 0);
+            driver.registers.write(Region::Common, at, Width::B2, vector);
+            assert_eq!(driver.registers.read(Region::Common, at, Width::B2), kept);
+        }
+        driver.run(0, &[writable(BUFFERS, 64)]);
+        driver.registers.reset();
+        assert_eq!((driver.all_messages(), driver.pin()), (1, false), "no vector, no interrupt");
+        assert_eq!(driver.registers.read(Region::Common, 0x10, Width::B2), u64::from(NO_VECTOR));
+    }
+
+    #[test]
+    fn registers_answer_in_their_own_width_only() {
+        let mut driver = rng();
+        driver.prepare(VERSION_1, 16);
+        driver.registers.write(Region::Common, 0x20, Width::B1, 0x80);
+        driver.registers.write(Region::Common, 0x18, Width::B1, 1);
+        driver.registers.write(Region::Common, 0x14, Width::B4, 0);
+        assert_eq!(driver.registers.read(Region::Common, 0x20, Width::B8), 0x1_0000);
+        assert_eq!(driver.registers.read(Region::Common, 0x18, Width::B2), 16);
+        assert_eq!(driver.registers.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        driver.registers.write(Region::Common, 0x28, Width::B8, 0x12_3456_7000);
+        assert_eq!(driver.registers.read(Region::Common, 0x2c, Width::B4), 0x12);
+        assert_eq!(driver.registers.read(Region::Common, 0x21, Width::B4), 0xffff_ffff);
+        assert_eq!(driver.registers.read(Region::Common, 0x10, Width::B4), 0xffff_ffff);
+    }
+
+    #[test]
+    fn every_offset_in_every_width_is_survived() {
+        const WIDTHS: [Width; 4] = [Width::B1, Width::B2, Width::B4, Width::B8];
+        const VALUES: [u64; 5] = [0, 1, 0x0f0f_0f0f_0f0f_0f0f, 0x1000, u64::MAX];
+        let mut driver = rng();
+        for value in VALUES {
+            for (region, bytes) in
+                [(Region::Common, 0x48), (Region::Isr, 8), (Region::Device, 0x110), (Region::Notify, 24)]
+            {
+                for (offset, width) in (0..bytes).chain(0xff8..0x1000).flat_map(|at| WIDTHS.map(|width| (at, width))) {
+                    driver.registers.write(region, offset, width, value);
+                    driver.registers.read(region, offset, width);
+                }
+            }
+            for (offset, width) in (0..=255).flat_map(|at| WIDTHS.map(|width| (at, width))) {
+                driver.set_config(offset, width, value);
+                driver.config(offset, width);
+            }
+            assign::assign(&mut driver.root);
+            driver.set_config(0x04, Width::B2, 7);
+            check_it_serves(&mut driver);
+        }
+    }
+
+    #[test]
+    fn the_configuration_window_reaches_the_registers() {
+        let mut driver = rng();
+        let window =
+            driver.capabilities().into_iter().find(|(id, at)| *id == 9 && driver.config(at + 3, Width::B1) == 5);
+        assert_eq!(window, Some((9, PCI_CAP_AT)));
+        let point = |driver: &mut Driver, bar: u64, offset: u64, bytes: u64| {
+            driver.set_config(PCI_CAP_AT + 4, Width::B1, bar);
+            driver.set_config(PCI_CAP_AT + 8, Width::B4, offset);
+            driver.set_config(PCI_CAP_AT + 12, Width::B4, bytes);
+        };
+        point(&mut driver, 4, 0x14, 1);
+        driver.set_config(PCI_CAP_DATA, Width::B1, 1);
+        assert_eq!(driver.config(PCI_CAP_DATA, Width::B1), 1);
+        assert_eq!(driver.registers.status(), ACKNOWLEDGE);
+        for (bar, offset, bytes) in [(4, u64::from(u32::MAX), 4), (4, 0x3000, 3), (1, 0, 4), (9, 0x14, 1), (4, 0x14, 8)]
+        {
+            point(&mut driver, bar, offset, bytes);
+            driver.set_config(PCI_CAP_DATA, Width::B4, 0);
+            driver.config(PCI_CAP_DATA, Width::B4);
+            assert_eq!(driver.registers.status(), ACKNOWLEDGE, "{bar} {offset:#x} {bytes}");
+        }
+        check_it_serves(&mut driver);
+    }
+
+    #[test]
+    fn a_flood_of_kicks_changes_nothing() {
+        let mut driver = rng();
+        driver.start(VERSION_1);
+        let mut other = driver.other_vcpu();
+        let flood = std::thread::spawn(move || (0..20_000).for_each(|_| other.write(Region::Notify, 0, Width::B2, 0)));
+        for _ in 0..200 {
+            assert_eq!(driver.run(0, &[writable(BUFFERS, 64)]).bytes, 64);
+        }
+        flood.join().unwrap();
+        assert_eq!(driver.used_index(0), 200);
+        driver.registers.reset();
+        check_it_serves(&mut driver);
     }
 }
