@@ -1,5 +1,6 @@
 //! One virtqueue in use: descriptor chains as spans of guest RAM, used ring, notification suppression.
 
+use rustix::event::{PollFd, PollFlags};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::Interrupts;
@@ -22,6 +23,7 @@ pub struct Chain {
 
 /// No honest request is larger; also keeps sums of lengths in `u32`.
 const CHAIN_BYTES_MAX: u64 = 1 << 30;
+const AVAIL_NO_INTERRUPT: u16 = 1;
 
 impl Chain {
     pub fn readable_bytes(&self) -> u64 {
@@ -140,10 +142,25 @@ impl VirtQueue {
     /// Gives a request back with `written` bytes in its writable part, and interrupts if the driver wants that.
     pub fn push(&mut self, ram: &GuestRam, head: u16, written: u32, interrupts: &Interrupts) -> Result<(), Malformed> {
         self.queue.add_used(ram.map(), head, written).map_err(|_| Malformed)?;
-        if self.queue.needs_notification(ram.map()).map_err(|_| Malformed)? {
+        if self.queue.needs_notification(ram.map()).map_err(|_| Malformed)? && !self.silenced(ram)? {
             interrupts.used(self.index);
         }
         Ok(())
+    }
+
+    /// VIRTQ_AVAIL_F_NO_INTERRUPT, which `virtio-queue` does not look at (virtio 1.2, 2.7.7): drivers of firmware poll, and
+    /// would leave the pin high for ever.
+    fn silenced(&self, ram: &GuestRam) -> Result<bool, Malformed> {
+        if self.queue.event_idx_enabled() {
+            return Ok(false);
+        }
+        let flags = ram.get_u16(Gpa(self.queue.avail_ring())).map_err(|_| Malformed)?;
+        Ok(flags & AVAIL_NO_INTERRUPT != 0)
+    }
+
+    /// What to wait for: the driver's next kick.
+    pub fn kicked(&self) -> PollFd<'_> {
+        PollFd::new(&self.kick, PollFlags::IN)
     }
 
     /// Before a burst: the driver need not kick while we look anyway.
@@ -160,6 +177,10 @@ impl VirtQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::virtio::{
+        rng::Rng,
+        testing::{BUFFERS, Driver, EVENT_IDX, INDIRECT, NEXT, VERSION_1, WRITE, eventually, readable, writable},
+    };
 
     fn span(at: u64, bytes: u32) -> RamSpan {
         RamSpan { at: Gpa(at), bytes }
@@ -182,5 +203,121 @@ mod tests {
         truncate(&mut spans, 0);
         assert!(spans.is_empty());
         skip(&mut spans, 1);
+    }
+
+    #[test]
+    fn a_broken_chain_needs_a_reset_and_is_never_used() {
+        // Descriptors from index 0 on: address, length, flags, next. The head is the first number.
+        type Raw = (u64, u32, u16, u16);
+        let fine: Raw = (BUFFERS, 64, WRITE, 0);
+        let cases: &[(&str, u16, &[Raw])] = &[
+            ("a loop", 0, &[(BUFFERS, 64, WRITE | NEXT, 1), (BUFFERS, 64, WRITE | NEXT, 0)]),
+            ("a loop on itself", 0, &[(BUFFERS, 1, WRITE | NEXT, 0)]),
+            ("next is outside the table", 0, &[(BUFFERS, 64, WRITE | NEXT, 16)]),
+            ("the head is outside the table", 16, &[fine]),
+            ("the head is far outside", 0xffff, &[fine]),
+            ("readable after writable", 0, &[(BUFFERS, 64, WRITE | NEXT, 1), (BUFFERS, 64, 0, 0)]),
+            ("behind the end of RAM", 0, &[(8 << 20, 1, WRITE, 0)]),
+            ("across the end of RAM", 0, &[((8 << 20) - 8, 16, WRITE, 0)]),
+            ("the VGA window", 0, &[(0xa_0000, 16, WRITE, 0)]),
+            ("into the VGA window", 0, &[(0x9_fff8, 16, WRITE, 0)]),
+            ("the end of the address space", 0, &[(u64::MAX, 1, WRITE, 0)]),
+            ("round the address space", 0, &[(u64::MAX - 7, 16, WRITE, 0)]),
+            ("4 GiB", 0, &[(BUFFERS, u32::MAX, WRITE, 0)]),
+            ("more than 4 GiB together", 0, &[(0, 0x8000_0000, WRITE | NEXT, 1), (0, 0x8000_0000, WRITE, 0)]),
+            ("a table outside RAM", 0, &[(8 << 20, 16, 4, 0)]),
+            ("an empty table", 0, &[(BUFFERS, 0, 4, 0)]),
+            ("half an entry", 0, &[(BUFFERS, 24, 4, 0)]),
+            ("a table of 4 GiB", 0, &[(BUFFERS, 0xffff_fff0, 4, 0)]),
+            ("a table that is itself in a table", 0, &[(0x1_0000 + 16, 16, 4, 0), (BUFFERS, 16, 4, 0)]),
+        ];
+        let mut driver = Driver::plug(Rng::new().unwrap());
+        for (what, head, chain) in cases {
+            driver.start(VERSION_1 | INDIRECT);
+            for (index, (at, bytes, flags, next)) in chain.iter().enumerate() {
+                driver.descriptor(0, index as u16, *at, *bytes, *flags, *next);
+            }
+            driver.make_available(0, *head);
+            driver.registers.kick(0);
+            driver.registers.wait_needs_reset();
+            assert_eq!(driver.used_index(0), 0, "{what}");
+            driver.registers.kick(0);
+            driver.start(VERSION_1);
+            assert_eq!(driver.run(0, &[writable(BUFFERS, 64)]).bytes, 64, "after {what}");
+        }
+    }
+
+    #[test]
+    fn an_available_index_that_is_ahead_of_the_ring_needs_a_reset() {
+        let mut driver = Driver::plug(Rng::new().unwrap());
+        for ahead in [17, 0x8000, 0xffff] {
+            driver.start(VERSION_1);
+            driver.set_available(0, ahead);
+            driver.registers.kick(0);
+            driver.registers.wait_needs_reset();
+            assert_eq!(driver.used_index(0), 0, "{ahead}");
+        }
+    }
+
+    #[test]
+    fn a_ring_goes_round_its_indexes() {
+        let mut driver = Driver::plug(Rng::new().unwrap());
+        driver.start(VERSION_1 | EVENT_IDX);
+        for _ in 0..(1 << 16) / 16 + 2 {
+            for _ in 0..16 {
+                driver.add(0, &[writable(BUFFERS, 1)]);
+            }
+            driver.registers.kick(0);
+            for head in 0..16 {
+                assert_eq!(driver.wait_used(0).head, head);
+            }
+        }
+        assert_eq!(driver.used_index(0), 32);
+    }
+
+    #[test]
+    fn the_event_index_decides_about_interrupts_and_kicks() {
+        let mut driver = Driver::plug(Rng::new().unwrap());
+        driver.start(VERSION_1 | EVENT_IDX);
+        driver.set_used_event(0, 4);
+        for number in 1..=8 {
+            driver.run(0, &[writable(BUFFERS, 8)]);
+            eventually("the wish for a kick", || driver.avail_event(0) == number);
+            assert_eq!(driver.messages(1), usize::from(number >= 5), "after {number}");
+        }
+        driver.set_used_event(0, 8);
+        driver.run(0, &[writable(BUFFERS, 8)]);
+        eventually("a second interrupt", || driver.messages(1) == 2);
+    }
+
+    #[test]
+    fn without_the_event_index_a_flag_silences_interrupts() {
+        let mut driver = Driver::plug(Rng::new().unwrap());
+        driver.start_with_pin(VERSION_1);
+        driver.set_avail_flags(0, 1);
+        for _ in 0..5 {
+            driver.run(0, &[writable(BUFFERS, 8)]);
+        }
+        driver.registers.reset();
+        assert_eq!(driver.pin_rises(), 0, "the driver polls");
+        driver.start_with_pin(VERSION_1);
+        driver.run(0, &[writable(BUFFERS, 8)]);
+        eventually("the pin", || driver.pin());
+        assert_eq!(driver.used_flags(0), 0, "kicks are wanted");
+    }
+
+    #[test]
+    fn a_chain_may_end_in_a_table_and_have_empty_pieces() {
+        let mut driver = Driver::plug(Rng::new().unwrap());
+        driver.start(VERSION_1 | INDIRECT);
+        let pieces = [readable(BUFFERS, 0), writable(BUFFERS, 10), writable(u64::MAX, 0), writable(BUFFERS + 100, 20)];
+        driver.add_indirect(0, BUFFERS + 0x1000, &pieces);
+        driver.registers.kick(0);
+        assert_eq!(driver.wait_used(0).bytes, 30);
+        driver.descriptor(0, 8, BUFFERS, 4, NEXT, 9);
+        driver.descriptor(0, 9, BUFFERS + 0x1000, 64, 4, 0);
+        driver.make_available(0, 8);
+        driver.registers.kick(0);
+        assert_eq!(driver.wait_used(0).bytes, 30);
     }
 }
