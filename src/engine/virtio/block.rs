@@ -1,7 +1,7 @@
 //! virtio-blk (virtio 1.2, 5.2) on a block backend. One queue, one worker; requests are done in order, straight between the
 //! image and guest RAM.
 
-use std::{io, os::fd::AsFd, sync::Arc};
+use std::{io, sync::Arc};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_S_IOERR,
@@ -102,7 +102,7 @@ impl Work for Requests {
             if queue.enable_kicks(ram)? {
                 continue;
             }
-            if stop.wait(&[queue.kick.as_fd()]).is_none() {
+            if !stop.wait(&[queue.kicked()]) {
                 return Ok(Served::Stopped);
             }
             queue.kick.clear();

@@ -3,9 +3,10 @@
 use std::{
     collections::VecDeque,
     io,
-    os::fd::AsFd,
     sync::{Arc, Mutex, PoisonError},
 };
+
+use rustix::event::{PollFd, PollFlags};
 
 use super::{
     Features, Kind, Running, VirtioDevice,
@@ -190,9 +191,9 @@ impl Work for Feed {
                 status.enable_kicks(ram)?;
             }
             events.enable_kicks(ram)?;
-            let mut fds = vec![self.pending.wake.as_fd(), events.kick.as_fd()];
-            fds.extend(rest.iter().map(|status| status.kick.as_fd()));
-            if stop.wait(&fds).is_none() {
+            let mut fds = vec![PollFd::new(&self.pending.wake, PollFlags::IN), events.kicked()];
+            fds.extend(rest.iter().map(|status| status.kicked()));
+            if !stop.wait(&fds) {
                 return Ok(Served::Stopped);
             }
             self.pending.wake.clear();

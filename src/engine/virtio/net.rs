@@ -125,12 +125,12 @@ impl Work for Frames {
                 continue;
             }
             let [rx, tx] = queues.as_slice() else { return Err(Malformed) };
-            let mut fds = vec![rx.kick.as_fd(), tx.kick.as_fd()];
+            let mut fds = vec![rx.kicked(), tx.kicked()];
             // Without a buffer of the guest there is no use in hearing of frames.
             if self.rx_ready && !self.link.is_broken() {
-                fds.push(self.link.as_fd());
+                fds.push(rustix::event::PollFd::from_borrowed_fd(self.link.as_fd(), rustix::event::PollFlags::IN));
             }
-            if stop.wait(&fds).is_none() {
+            if !stop.wait(&fds) {
                 return Ok(Served::Stopped);
             }
             rx.kick.clear();

@@ -1,6 +1,6 @@
 //! virtio-rng (virtio 1.2, 5.4): the guest gives empty buffers, the host's kernel fills them. The example device to copy.
 
-use std::{io, os::fd::AsFd};
+use std::io;
 
 use super::{
     Features, Kind, Running, VirtioDevice,
@@ -51,14 +51,76 @@ impl Work for Fill {
                 getrandom::fill(part).map_err(|_| Malformed)?;
                 self.chain.write(ram, 0, part).map_err(|_| Malformed)?;
                 queue.push(ram, self.chain.head, wanted as u32, interrupts)?;
+                if stop.asked() {
+                    return Ok(Served::Stopped);
+                }
             }
             if queue.enable_kicks(ram)? {
                 continue;
             }
-            if stop.wait(&[queue.kick.as_fd()]).is_none() {
+            if !stop.wait(&[queue.kicked()]) {
                 return Ok(Served::Stopped);
             }
             queue.kick.clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+            mpsc,
+        },
+        thread,
+    };
+
+    use super::*;
+    use crate::engine::{
+        memory::Gpa,
+        virtio::testing::{BUFFERS, DEADLINE, Driver, VERSION_1, readable, writable},
+    };
+
+    #[test]
+    fn buffers_are_filled_with_different_bytes_up_to_the_limit_of_a_request() {
+        let mut driver = Driver::plug(Rng::new().unwrap());
+        driver.start(VERSION_1);
+        assert_eq!(driver.run(0, &[writable(BUFFERS, 32), writable(BUFFERS + 0x1000, 32)]).bytes, 64);
+        let (first, second) = (driver.bytes(BUFFERS, 33), driver.bytes(BUFFERS + 0x1000, 32));
+        assert_ne!(first[..32], second[..]);
+        assert_ne!(first[..32], [0; 32]);
+        assert_eq!(first[32], 0, "not one byte more");
+        assert_eq!(driver.run(0, &[writable(BUFFERS, 100_000)]).bytes, FILL_BYTES_MAX as u32);
+        assert_eq!(driver.run(0, &[readable(BUFFERS, 64)]).bytes, 0, "nothing to write to");
+    }
+
+    #[test]
+    fn a_driver_that_never_stops_asking_cannot_hold_up_a_reset() {
+        let mut driver = Driver::plug(Rng::new().unwrap());
+        driver.prepare(VERSION_1, 64);
+        driver.driver_ok();
+        for _ in 0..64 {
+            driver.submit(0, &[writable(BUFFERS, 4096)]);
+        }
+        let over = Arc::new(AtomicBool::new(false));
+        let (ram, stop, ring) = (driver.ram.clone(), Arc::clone(&over), driver.ring(0));
+        let flood = thread::spawn(move || {
+            while !stop.load(Ordering::Acquire) {
+                let used = ram.get_u16(Gpa(ring.used() + 2)).unwrap();
+                ram.write(Gpa(ring.avail() + 2), &used.wrapping_add(64).to_le_bytes()).unwrap();
+            }
+        });
+        let mut registers = driver.other_vcpu();
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || {
+            registers.reset();
+            tell.send(()).unwrap();
+        });
+        let reset = told.recv_timeout(DEADLINE);
+        over.store(true, Ordering::Release);
+        flood.join().unwrap();
+        assert_eq!(reset, Ok(()));
     }
 }

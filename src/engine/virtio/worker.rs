@@ -7,21 +7,24 @@
 //! ```
 
 use std::{
-    io,
-    os::fd::BorrowedFd,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    array, io,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
+
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::{Running, queue::Malformed};
 use crate::engine::event::Event;
-use rustix::event::{PollFd, PollFlags, poll};
 
 /// What a device does on its thread.
 pub trait Work: Send + 'static {
     /// Serves until `stop` is asked or nothing can be done. Called again after a hold: it first looks at every queue, as
-    /// kicks may have been lost meanwhile.
+    /// kicks may have been lost meanwhile. A loop that the driver can keep busy looks at `stop` in every round.
     fn serve(&mut self, running: &mut Running, stop: &Stop) -> Result<Served, Malformed>;
-    /// The driver reset the device: forget what belonged to it.
+    /// The driver reset the device: forget what belonged to it. Called by the thread that resets, while nothing is served.
     fn forget(&mut self) {}
 }
 
@@ -30,36 +33,45 @@ pub trait Work: Send + 'static {
 pub enum Served {
     /// `stop` was asked.
     Stopped,
-    /// The host cannot serve the guest now; the worker holds until it is released.
+    /// The host cannot serve the guest now; the worker waits until it is released.
     HostFault,
 }
 
 /// The stop signal, and waiting for it together with other descriptors.
 pub struct Stop {
+    asked: AtomicBool,
     event: Event,
 }
 
+/// The stop signal and what a device waits for beside it.
+const DESCRIPTORS_MAX: usize = 4;
+
 impl Stop {
-    /// Waits until one of `others` is readable or the stop is asked. Returns which are ready, in their order; `None` to stop.
-    pub fn wait(&self, others: &[BorrowedFd<'_>]) -> Option<Vec<bool>> {
-        let mut fds: Vec<PollFd<'_>> = vec![PollFd::new(&self.event, PollFlags::IN)];
-        fds.extend(others.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
-        loop {
-            match poll(&mut fds, None) {
-                Ok(_) => break,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return None,
-            }
+    /// Waits until one of `others`, at most three, is ready or the stop is asked; false to stop. May return for nothing.
+    pub fn wait(&self, others: &[PollFd<'_>]) -> bool {
+        assert!(others.len() < DESCRIPTORS_MAX, "a device waits for a few descriptors");
+        let mut fds: [PollFd<'_>; DESCRIPTORS_MAX] = array::from_fn(|_| PollFd::new(&self.event, PollFlags::IN));
+        for (fd, other) in fds.iter_mut().zip(others) {
+            *fd = other.clone();
         }
-        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
-        if ready.next() == Some(true) { None } else { Some(ready.collect()) }
+        // The last entry is always the stop signal. A call that was interrupted makes the worker look once more.
+        let _ = poll(&mut fds, None);
+        !self.asked()
     }
 
     /// Whether the stop is asked, without waiting.
     pub fn asked(&self) -> bool {
-        let mut fds = [PollFd::new(&self.event, PollFlags::IN)];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut fds, Some(&now)).is_ok_and(|count| count > 0)
+        self.asked.load(Ordering::Acquire)
+    }
+
+    fn ask(&self) {
+        self.asked.store(true, Ordering::Release);
+        self.event.signal();
+    }
+
+    fn clear(&self) {
+        self.asked.store(false, Ordering::Release);
+        self.event.clear();
     }
 }
 
@@ -73,14 +85,16 @@ struct Shared {
     stop: Stop,
 }
 
-#[derive(Default)]
 struct State {
+    /// `None` while the thread serves: it has taken this and `running` out.
+    work: Option<Box<dyn Work>>,
     running: Option<Running>,
-    /// The machine is paused, or a host fault waits for its cause to go away.
+    /// How many callers wait for the thread to come out; it does not begin anew before they have had their turn.
+    stoppers: usize,
+    /// The machine is paused.
     held: bool,
-    /// The thread has `running` taken out.
-    busy: bool,
-    forget: bool,
+    /// A host fault waits for its cause to go away.
+    faulted: bool,
 }
 
 const STACK_BYTES: usize = 256 << 10;
@@ -88,13 +102,12 @@ const STACK_BYTES: usize = 256 << 10;
 impl Worker {
     /// Makes the thread, parked.
     pub fn spawn(name: &str, work: impl Work) -> io::Result<Worker> {
-        let stop = Stop { event: Event::new()? };
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), stop });
+        let stop = Stop { asked: AtomicBool::new(false), event: Event::new()? };
+        let work: Option<Box<dyn Work>> = Some(Box::new(work));
+        let state = State { work, running: None, stoppers: 0, held: false, faulted: false };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), stop });
         let thread = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name(name.to_owned())
-            .stack_size(STACK_BYTES)
-            .spawn(move || run(&thread, Box::new(work)))?;
+        std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(move || run(&thread))?;
         Ok(Worker(shared))
     }
 
@@ -105,12 +118,15 @@ impl Worker {
         self.0.changed.notify_all();
     }
 
-    /// The driver reset the device. Returns when no request is in flight and guest RAM is not touched any more.
+    /// The driver reset the device. Returns when no request is in flight and guest RAM is not touched any more. A request
+    /// that waits for the host is dropped.
     pub fn reset(&self) {
         let mut state = self.stop();
         state.running = None;
-        state.forget = true;
-        self.0.changed.notify_all();
+        state.faulted = false;
+        if let Some(work) = &mut state.work {
+            work.forget();
+        }
     }
 
     /// Pauses; returns when no request is in flight.
@@ -123,17 +139,29 @@ impl Worker {
     pub fn release(&self) {
         let mut state = self.0.lock();
         state.held = false;
+        state.faulted = false;
         self.0.changed.notify_all();
     }
 
+    /// Whether somebody waits for the thread.
+    #[cfg(test)]
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.0.stop.asked()
+    }
+
+    /// Returns when the thread is out of `serve`. It stays out while the lock is held.
     fn stop(&self) -> MutexGuard<'_, State> {
         let mut state = self.0.lock();
-        while state.busy {
-            self.0.stop.event.signal();
-            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state.stoppers += 1;
+        self.0.stop.ask();
+        while state.work.is_none() {
+            state = self.0.wait(state);
         }
-        // A signal that came too late must not stop the next run.
-        self.0.stop.event.clear();
+        state.stoppers -= 1;
+        if state.stoppers == 0 {
+            self.0.stop.clear();
+            self.0.changed.notify_all();
+        }
         state
     }
 }
@@ -142,37 +170,197 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-fn run(shared: &Shared, mut work: Box<dyn Work>) {
+impl State {
+    /// What to serve, if it is time to.
+    fn take(&mut self) -> Option<(Box<dyn Work>, Running)> {
+        if self.held || self.faulted || self.stoppers > 0 {
+            return None;
+        }
+        let running = self.running.take()?;
+        Some((self.work.take()?, running))
+    }
+}
+
+fn run(shared: &Shared) {
     let mut state = shared.lock();
     loop {
-        if std::mem::take(&mut state.forget) {
-            work.forget();
-        }
-        let ready = if state.held { None } else { state.running.take() };
-        let Some(mut running) = ready else {
-            state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        let Some((mut work, mut running)) = state.take() else {
+            state = shared.wait(state);
             continue;
         };
-        state.busy = true;
         drop(state);
         let served = work.serve(&mut running, &shared.stop);
         state = shared.lock();
-        state.busy = false;
+        state.work = Some(work);
         match served {
             Ok(Served::Stopped) => state.running = Some(running),
             Ok(Served::HostFault) => {
-                state.held = true;
+                state.faulted = true;
                 state.running = Some(running);
             }
-            // The driver must reset the device first; nothing is served until then.
+            // The driver must reset the device first; nothing is served until then. It is told under the lock, so that this
+            // never comes after a reset.
             Err(Malformed) => running.interrupts.set_needs_reset(),
         }
         shared.changed.notify_all();
-        if matches!(served, Ok(Served::Stopped)) && !state.held {
-            // Whoever asked waits for `busy` to be false and decides what comes next.
-            state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+            mpsc,
+        },
+        thread,
+    };
+
+    use super::*;
+    use crate::engine::{
+        irq::IrqLine,
+        memory::GuestRam,
+        pci::msix::{Msix, tests::Sent},
+        virtio::{
+            Interrupts,
+            testing::{DEADLINE, eventually},
+        },
+    };
+
+    /// Counts while it works, and fails when told so.
+    #[derive(Default)]
+    struct Counts {
+        serving: AtomicBool,
+        served: AtomicUsize,
+        forgotten: AtomicUsize,
+        fail: AtomicBool,
+        /// The features of the run, as its name.
+        run: AtomicU64,
+    }
+
+    struct Counter(Arc<Counts>);
+
+    impl Work for Counter {
+        fn serve(&mut self, running: &mut Running, stop: &Stop) -> Result<Served, Malformed> {
+            self.0.served.fetch_add(1, Ordering::SeqCst);
+            self.0.run.store(running.features, Ordering::SeqCst);
+            if self.0.fail.load(Ordering::SeqCst) {
+                return Ok(Served::HostFault);
+            }
+            self.0.serving.store(true, Ordering::SeqCst);
+            while stop.wait(&[]) {}
+            self.0.serving.store(false, Ordering::SeqCst);
+            Ok(Served::Stopped)
         }
+        fn forget(&mut self) {
+            self.0.forgotten.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn running(name: u64) -> Running {
+        let msix = Msix::new(1, Arc::new(Sent::default()));
+        let interrupts = Interrupts::new(msix, IrqLine::unconnected(), 0);
+        Running { ram: GuestRam::new(1 << 20).unwrap(), queues: Vec::new(), interrupts, features: name }
+    }
+
+    fn worker() -> (Worker, Arc<Counts>) {
+        let counts = Arc::new(Counts::default());
+        (Worker::spawn("test", Counter(Arc::clone(&counts))).unwrap(), counts)
+    }
+
+    fn serving(counts: &Counts) -> bool {
+        counts.serving.load(Ordering::SeqCst)
+    }
+
+    #[test]
+    fn hold_and_reset_return_when_the_worker_is_out() {
+        let (worker, counts) = worker();
+        for name in 1..200 {
+            worker.activate(running(name));
+            eventually("work", || serving(&counts));
+            worker.hold();
+            assert!(!serving(&counts));
+            worker.hold();
+            worker.release();
+            worker.release();
+            eventually("work again", || serving(&counts));
+            assert_eq!(counts.run.load(Ordering::SeqCst), name);
+            worker.reset();
+            assert!(!serving(&counts));
+        }
+        worker.reset();
+        eventually("forgotten", || counts.forgotten.load(Ordering::SeqCst) > 0);
+    }
+
+    #[test]
+    fn what_is_activated_while_held_starts_on_release_and_what_is_reset_does_not() {
+        let (worker, counts) = worker();
+        worker.hold();
+        worker.activate(running(1));
+        worker.reset();
+        worker.activate(running(2));
+        worker.hold();
+        assert_eq!(counts.served.load(Ordering::SeqCst), 0);
+        worker.release();
+        eventually("work", || serving(&counts));
+        assert_eq!((counts.served.load(Ordering::SeqCst), counts.run.load(Ordering::SeqCst)), (1, 2));
+    }
+
+    #[test]
+    fn a_host_fault_waits_for_a_release_or_a_reset() {
+        let (worker, counts) = worker();
+        let served = || counts.served.load(Ordering::SeqCst);
+        counts.fail.store(true, Ordering::SeqCst);
+        worker.activate(running(1));
+        eventually("a fault", || served() == 1);
+        worker.hold();
+        worker.release();
+        eventually("another attempt", || served() == 2);
+        worker.hold();
+        assert_eq!(served(), 2, "one attempt for each release");
+        worker.release();
+        eventually("a third attempt", || served() == 3);
+        worker.reset();
+        counts.fail.store(false, Ordering::SeqCst);
+        worker.activate(running(2));
+        eventually("work", || serving(&counts));
+    }
+
+    #[test]
+    fn pause_resume_reset_and_start_from_several_threads_leave_it_working() {
+        let (worker, counts) = worker();
+        let (tell, told) = mpsc::channel();
+        let rounds = 3_000;
+        let jobs: [Box<dyn Fn(&Worker, u64) + Send>; 3] = [
+            Box::new(|worker, _| {
+                worker.hold();
+                worker.release();
+            }),
+            Box::new(|worker, round| {
+                worker.reset();
+                worker.activate(running(round));
+            }),
+            Box::new(|worker, _| worker.hold()),
+        ];
+        for job in jobs {
+            let (worker, tell) = (worker.clone(), tell.clone());
+            thread::spawn(move || {
+                (0..rounds).for_each(|round| job(&worker, round));
+                tell.send(()).unwrap();
+            });
+        }
+        for _ in 0..3 {
+            told.recv_timeout(DEADLINE).expect("nobody waits for ever");
+        }
+        worker.release();
+        eventually("work", || serving(&counts));
+        worker.reset();
+        assert!(!serving(&counts));
     }
 }
