@@ -9,11 +9,11 @@ use std::{
 use rustix::event::{PollFd, PollFlags};
 
 use super::{
-    Features, Kind, Running, VirtioDevice,
-    queue::{Chain, Malformed},
+    Features, Interrupts, Kind, Running, VirtioDevice,
+    queue::{Chain, Malformed, VirtQueue},
     worker::{Served, Stop, Work, Worker},
 };
-use crate::engine::{event::Event, input::POINTER_MAX};
+use crate::engine::{event::Event, input::POINTER_MAX, memory::GuestRam};
 
 const CFG_ID_NAME: u8 = 0x01;
 const CFG_ID_SERIAL: u8 = 0x02;
@@ -166,34 +166,26 @@ impl Work for Feed {
         let Running { ram, queues, interrupts, .. } = running;
         let [events, rest @ ..] = queues.as_mut_slice() else { return Err(Malformed) };
         loop {
-            loop {
-                let mut state = self.pending.state.lock().unwrap_or_else(PoisonError::into_inner);
-                let Some(event) = state.events.front().copied() else { break };
-                if !events.pop(ram, &mut self.chain)? {
-                    break;
-                }
-                state.events.pop_front();
-                drop(state);
-                let mut bytes = [0; EVENT_BYTES as usize];
-                bytes[0..2].copy_from_slice(&event.kind.to_le_bytes());
-                bytes[2..4].copy_from_slice(&event.code.to_le_bytes());
-                bytes[4..8].copy_from_slice(&event.value.to_le_bytes());
-                if !self.chain.write(ram, 0, &bytes).map_err(|_| Malformed)? {
-                    return Err(Malformed);
-                }
-                events.push(ram, self.chain.head, EVENT_BYTES as u32, interrupts)?;
-            }
+            let mut more = self.feed(ram, events, interrupts, stop)?;
             // The status queue carries LEDs, which a tablet has not: buffers go straight back.
             for status in rest.iter_mut() {
-                while status.pop(ram, &mut self.chain)? {
+                while !stop.asked() && status.pop(ram, &mut self.chain)? {
                     status.push(ram, self.chain.head, 0, interrupts)?;
                 }
-                status.enable_kicks(ram)?;
+                more |= status.enable_kicks(ram)?;
             }
-            events.enable_kicks(ram)?;
-            let mut fds = vec![PollFd::new(&self.pending.wake, PollFlags::IN), events.kicked()];
-            fds.extend(rest.iter().map(|status| status.kicked()));
-            if !stop.wait(&fds) {
+            if stop.asked() {
+                return Ok(Served::Stopped);
+            }
+            if more {
+                continue;
+            }
+            let wake = PollFd::new(&self.pending.wake, PollFlags::IN);
+            let waited = match &*rest {
+                [status, ..] => stop.wait(&[wake, events.kicked(), status.kicked()]),
+                [] => stop.wait(&[wake, events.kicked()]),
+            };
+            if !waited {
                 return Ok(Served::Stopped);
             }
             self.pending.wake.clear();
@@ -206,5 +198,176 @@ impl Work for Feed {
 
     fn forget(&mut self) {
         self.pending.state.lock().unwrap_or_else(PoisonError::into_inner).events.clear();
+    }
+}
+
+impl Feed {
+    /// Gives the guest what waits, as far as it has buffers. True when it queued one just now.
+    fn feed(
+        &mut self,
+        ram: &GuestRam,
+        events: &mut VirtQueue,
+        interrupts: &Interrupts,
+        stop: &Stop,
+    ) -> Result<bool, Malformed> {
+        while !stop.asked() {
+            let mut state = self.pending.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(event) = state.events.front().copied() else { break };
+            if !events.pop(ram, &mut self.chain)? {
+                drop(state);
+                return events.enable_kicks(ram);
+            }
+            state.events.pop_front();
+            drop(state);
+            let mut bytes = [0; EVENT_BYTES as usize];
+            bytes[0..2].copy_from_slice(&event.kind.to_le_bytes());
+            bytes[2..4].copy_from_slice(&event.code.to_le_bytes());
+            bytes[4..8].copy_from_slice(&event.value.to_le_bytes());
+            if !self.chain.write(ram, 0, &bytes).map_err(|_| Malformed)? {
+                return Err(Malformed);
+            }
+            events.push(ram, self.chain.head, EVENT_BYTES as u32, interrupts)?;
+        }
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{
+        bus::Width,
+        input::{BUTTON_LEFT, BUTTON_RIGHT},
+        virtio::testing::{BUFFERS, Driver, EVENT_IDX, Region, VERSION_1, eventually, readable, writable},
+    };
+
+    fn plug() -> (Driver, TabletInput) {
+        let tablet = Tablet::new().unwrap();
+        let input = tablet.input();
+        (Driver::plug(tablet), input)
+    }
+
+    fn asked(driver: &mut Driver, select: u8, sub: u8) -> Vec<u8> {
+        driver.registers.write(Region::Device, 0, Width::B1, select.into());
+        driver.registers.write(Region::Device, 1, Width::B1, sub.into());
+        let bytes = driver.registers.read(Region::Device, 2, Width::B1);
+        (0..bytes).map(|at| driver.registers.read(Region::Device, 8 + at, Width::B1) as u8).collect()
+    }
+
+    /// Queues `count` buffers of eight bytes.
+    fn offer(driver: &mut Driver, count: u64) {
+        for _ in 0..count {
+            let at = BUFFERS + 8 * u64::from(driver.next_head(0));
+            driver.add(0, &[writable(at, 8)]);
+        }
+        driver.registers.kick(0);
+    }
+
+    fn event(driver: &mut Driver) -> (u16, u16, i32) {
+        let used = driver.wait_used(0);
+        assert_eq!(used.bytes, 8);
+        let bytes = driver.bytes(BUFFERS + 8 * u64::from(used.head), 8);
+        let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        (half(0), half(2), i32::from(half(4)) | i32::from(half(6) as i16) << 16)
+    }
+
+    #[test]
+    fn the_configuration_describes_a_tablet() {
+        let (mut driver, _) = plug();
+        assert_eq!(asked(&mut driver, 1, 0), b"Innkeeper tablet");
+        assert_eq!(asked(&mut driver, 3, 0).len(), 8);
+        let keys = asked(&mut driver, 0x11, 1);
+        assert_eq!((keys.len(), keys[0x110 / 8]), (0x112 / 8 + 1, 0b111));
+        assert_eq!(asked(&mut driver, 0x11, 3), [0b11]);
+        assert_eq!(asked(&mut driver, 0x11, 2), [0, 1]);
+        let axis = asked(&mut driver, 0x12, 1);
+        assert_eq!((axis.len(), &axis[4..8]), (20, &[0xff, 0x7f, 0, 0][..]));
+        for nothing in [(0, 0), (0x12, 2), (0x11, 4), (0x10, 0), (0xff, 0xff)] {
+            assert_eq!(asked(&mut driver, nothing.0, nothing.1), [0; 0], "{nothing:?}");
+        }
+    }
+
+    #[test]
+    fn a_pointer_becomes_events_and_buttons_change_once() {
+        let (mut driver, input) = plug();
+        driver.start(VERSION_1);
+        offer(&mut driver, 15);
+        input.pointer(100, u16::MAX, BUTTON_LEFT, 0);
+        input.pointer(101, 7, BUTTON_LEFT, -1);
+        input.pointer(102, 8, BUTTON_RIGHT, 0);
+        let events: Vec<_> = (0..13).map(|_| event(&mut driver)).collect();
+        let x = |value| (EV_ABS, ABS_X, value);
+        let y = |value| (EV_ABS, ABS_Y, value);
+        let end = (EV_SYN, 0, 0);
+        assert_eq!(events[..4], [x(100), y(i32::from(POINTER_MAX)), (EV_KEY, 0x110, 1), end]);
+        assert_eq!(events[4..8], [x(101), y(7), (EV_REL, REL_WHEEL, -1), end]);
+        assert_eq!(events[8..13], [x(102), y(8), (EV_KEY, 0x110, 0), (EV_KEY, 0x111, 1), end]);
+        eventually("an interrupt", || driver.messages(1) > 0);
+    }
+
+    #[test]
+    fn events_wait_for_buffers_up_to_a_limit_and_a_reset_forgets_them() {
+        let (mut driver, input) = plug();
+        driver.start(VERSION_1);
+        for _ in 0..10_000 {
+            input.pointer(1, 2, 0, 0);
+        }
+        let mut events = 0;
+        while events < EVENTS_MAX / 3 * 3 - 6 {
+            offer(&mut driver, 3);
+            let report = [event(&mut driver), event(&mut driver), event(&mut driver)];
+            assert_eq!(report, [(EV_ABS, ABS_X, 1), (EV_ABS, ABS_Y, 2), (EV_SYN, 0, 0)], "whole reports");
+            events += 3;
+        }
+        driver.start(VERSION_1);
+        offer(&mut driver, 3);
+        input.pointer(5, 6, 0, 0);
+        assert_eq!(event(&mut driver), (EV_ABS, ABS_X, 5));
+    }
+
+    #[test]
+    fn the_status_queue_gives_everything_back() {
+        let (mut driver, _) = plug();
+        driver.start(VERSION_1 | EVENT_IDX);
+        for _ in 0..40 {
+            assert_eq!(driver.run(1, &[readable(BUFFERS, 8)]).bytes, 0);
+        }
+    }
+
+    #[test]
+    fn a_buffer_without_room_for_an_event_needs_a_reset() {
+        let (mut driver, input) = plug();
+        for piece in [writable(BUFFERS, 7), readable(BUFFERS, 8)] {
+            driver.start(VERSION_1);
+            driver.submit(0, &[piece]);
+            input.pointer(1, 2, 0, 0);
+            driver.registers.wait_needs_reset();
+        }
+        driver.start(VERSION_1);
+        offer(&mut driver, 8);
+        input.pointer(3, 4, 0, 0);
+        assert_eq!(event(&mut driver), (EV_ABS, ABS_X, 3));
+    }
+
+    #[test]
+    fn no_event_is_lost_between_a_look_at_the_queue_and_the_wait() {
+        let (mut driver, input) = plug();
+        driver.start(VERSION_1 | EVENT_IDX);
+        // A driver that kicks only when the device asks for it, and gives one buffer at a time.
+        for round in 0..3000u16 {
+            input.pointer(round, 2, 0, 0);
+            for expected in [(EV_ABS, ABS_X, i32::from(round)), (EV_ABS, ABS_Y, 2), (EV_SYN, 0, 0)] {
+                let before = driver.available(0);
+                let head = driver.add(0, &[writable(BUFFERS, 8)]);
+                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+                if driver.avail_event(0) == before {
+                    driver.registers.kick(0);
+                }
+                assert_eq!(driver.wait_used(0).head, head);
+                let bytes = driver.bytes(BUFFERS, 8);
+                assert_eq!(u16::from_le_bytes([bytes[0], bytes[1]]), expected.0);
+                assert_eq!(i32::from(u16::from_le_bytes([bytes[4], bytes[5]])), expected.2);
+            }
+        }
     }
 }
