@@ -15,7 +15,7 @@ use super::{
 };
 use crate::engine::{
     disk::{BlockBackend, BlockError, SECTOR_BYTES},
-    memory::GuestRam,
+    memory::{GuestRam, RamSpan},
 };
 
 const QUEUE_SIZE: u16 = 256;
@@ -50,7 +50,7 @@ impl Block {
         for (into, byte) in id.iter_mut().zip(serial.bytes()) {
             *into = byte;
         }
-        let requests = Requests { disk, id, faults, chain: Chain::default(), waiting: false };
+        let requests = Requests { disk, id, faults, chain: Chain::default(), data: Vec::new(), waiting: false };
         Ok(Block { worker: Worker::spawn("disk", requests)?, config, offered })
     }
 }
@@ -80,6 +80,8 @@ struct Requests {
     id: [u8; SERIAL_BYTES],
     faults: FaultReport,
     chain: Chain,
+    /// The data of `chain` without header and status.
+    data: Vec<RamSpan>,
     /// `chain` met a host fault and is done again when the guest goes on.
     waiting: bool,
 }
@@ -126,16 +128,17 @@ impl Requests {
         let at = u64::from_le_bytes(sector).saturating_mul(SECTOR_BYTES);
         // The last writable byte is the status; without it nothing can be answered.
         let data_bytes = self.chain.writable_bytes().checked_sub(1).ok_or(Malformed)?;
+        self.data.clear();
         let (result, read_bytes) = match kind {
             VIRTIO_BLK_T_IN => {
-                let mut into = self.chain.writable.clone();
-                queue::truncate(&mut into, data_bytes);
-                (whole_sectors(data_bytes).and_then(|()| self.disk.read(ram, at, &into)), data_bytes)
+                self.data.extend_from_slice(&self.chain.writable);
+                queue::truncate(&mut self.data, data_bytes);
+                (whole_sectors(data_bytes).and_then(|()| self.disk.read(ram, at, &self.data)), data_bytes)
             }
             VIRTIO_BLK_T_OUT => {
-                let mut from = self.chain.readable.clone();
-                queue::skip(&mut from, HEADER_BYTES);
-                (whole_sectors(queue::bytes(&from)).and_then(|()| self.disk.write(ram, at, &from)), 0)
+                self.data.extend_from_slice(&self.chain.readable);
+                queue::skip(&mut self.data, HEADER_BYTES);
+                (whole_sectors(queue::bytes(&self.data)).and_then(|()| self.disk.write(ram, at, &self.data)), 0)
             }
             VIRTIO_BLK_T_FLUSH => (self.disk.flush(), 0),
             VIRTIO_BLK_T_GET_ID => {
@@ -166,4 +169,384 @@ impl Requests {
 
 fn whole_sectors(bytes: u64) -> Result<(), BlockError> {
     if bytes.is_multiple_of(SECTOR_BYTES) { Ok(()) } else { Err(BlockError::BadSpan) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Condvar, Mutex, mpsc},
+        thread,
+    };
+
+    use super::*;
+    use crate::engine::{
+        bus::Width,
+        disk::DiskShape,
+        virtio::testing::{
+            BUFFERS, DEADLINE, Driver, EVENT_IDX, INDIRECT, NEEDS_RESET, Region, Used, VERSION_1, eventually, readable,
+            writable,
+        },
+    };
+
+    const DISK_BYTES: usize = 64 << 10;
+    const HEADER: u64 = BUFFERS;
+    const STATUS: u64 = BUFFERS + 0x100;
+    const DATA: u64 = BUFFERS + 0x1000;
+
+    /// A disk in memory that fails when told so, and waits at a gate.
+    #[derive(Default)]
+    struct Memory {
+        state: Mutex<MemoryState>,
+        changed: Condvar,
+        read_only: bool,
+    }
+
+    #[derive(Default)]
+    struct MemoryState {
+        bytes: Vec<u8>,
+        full: bool,
+        closed: bool,
+        waiting: bool,
+        /// What was done, in order.
+        done: Vec<String>,
+    }
+
+    impl Memory {
+        fn new(read_only: bool) -> Arc<Memory> {
+            let state = MemoryState { bytes: vec![0; DISK_BYTES], ..Default::default() };
+            Arc::new(Memory { state: Mutex::new(state), read_only, ..Default::default() })
+        }
+        fn set(&self, change: impl FnOnce(&mut MemoryState)) {
+            change(&mut self.state.lock().unwrap());
+            self.changed.notify_all();
+        }
+        fn done(&self) -> Vec<String> {
+            self.state.lock().unwrap().done.clone()
+        }
+        fn byte(&self, at: usize) -> u8 {
+            self.state.lock().unwrap().bytes[at]
+        }
+        fn wait_until_somebody_waits(&self) {
+            eventually("a request at the gate", || self.state.lock().unwrap().waiting);
+        }
+        fn transfer(
+            &self,
+            at: u64,
+            spans: &[RamSpan],
+            mut copy: impl FnMut(&mut [u8], RamSpan),
+        ) -> Result<(), BlockError> {
+            let mut state = self.state.lock().unwrap();
+            state.waiting = true;
+            let mut state = self.changed.wait_while(state, |state| state.closed).unwrap();
+            state.waiting = false;
+            if state.full {
+                return Err(BlockError::NoSpace);
+            }
+            let bytes = queue::bytes(spans);
+            let (size_bytes, end) = (DISK_BYTES as u64, at.saturating_add(bytes));
+            if end > size_bytes {
+                return Err(BlockError::OutOfRange { end, size_bytes });
+            }
+            let mut at = at as usize;
+            for span in spans {
+                copy(&mut state.bytes[at..at + span.bytes as usize], *span);
+                at += span.bytes as usize;
+            }
+            Ok(())
+        }
+        fn note(&self, what: String) {
+            self.state.lock().unwrap().done.push(what);
+        }
+    }
+
+    impl BlockBackend for Memory {
+        fn shape(&self) -> DiskShape {
+            DiskShape { size_bytes: DISK_BYTES as u64, read_only: self.read_only }
+        }
+        fn read(&self, ram: &GuestRam, at: u64, into: &[RamSpan]) -> Result<(), BlockError> {
+            self.transfer(at, into, |bytes, span| ram.write(span.at, bytes).unwrap())?;
+            self.note(format!("read {} at {at}", queue::bytes(into)));
+            Ok(())
+        }
+        fn write(&self, ram: &GuestRam, at: u64, from: &[RamSpan]) -> Result<(), BlockError> {
+            if self.read_only {
+                return Err(BlockError::ReadOnly);
+            }
+            self.transfer(at, from, |bytes, span| ram.read(span.at, bytes).unwrap())?;
+            self.note(format!("write {} at {at}", queue::bytes(from)));
+            Ok(())
+        }
+        fn read_bytes(&self, _: u64, _: &mut [u8]) -> Result<(), BlockError> {
+            Err(BlockError::BadSpan)
+        }
+        fn flush(&self) -> Result<(), BlockError> {
+            self.transfer(0, &[], |_, _| {})?;
+            self.note("flush".into());
+            Ok(())
+        }
+    }
+
+    struct Rig {
+        driver: Driver,
+        disk: Arc<Memory>,
+        worker: Worker,
+        reports: mpsc::Receiver<String>,
+    }
+
+    fn rig_of(read_only: bool) -> Rig {
+        let disk = Memory::new(read_only);
+        let (tell, reports) = mpsc::channel();
+        let tell = Mutex::new(tell);
+        let faults: FaultReport = Arc::new(move |reason| drop(tell.lock().unwrap().send(reason)));
+        let block = Block::new(Arc::clone(&disk) as _, "serial-of-a-disk-that-is-long", faults).unwrap();
+        let worker = block.worker().clone();
+        Rig { driver: Driver::plug(block), disk, worker, reports }
+    }
+
+    fn rig() -> Rig {
+        let mut rig = rig_of(false);
+        rig.driver.start(VERSION_1);
+        rig
+    }
+
+    impl Rig {
+        fn header(&self, at: u64, kind: u32, sector: u64) {
+            let mut header = kind.to_le_bytes().to_vec();
+            header.extend([0; 4]);
+            header.extend(sector.to_le_bytes());
+            self.driver.fill(at, &header);
+        }
+        fn status(&self, at: u64) -> u32 {
+            self.driver.bytes(at, 1)[0].into()
+        }
+        /// One request with its data in one piece; gives the status and the used length.
+        fn request(&mut self, kind: u32, sector: u64, data: u32) -> (u32, u32) {
+            self.header(HEADER, kind, sector);
+            self.driver.fill(STATUS, &[0xaa]);
+            let data = if kind & 1 != 0 { readable(DATA, data) } else { writable(DATA, data) };
+            let used = self.driver.run(0, &[readable(HEADER, 16), data, writable(STATUS, 1)]);
+            (self.status(STATUS), used.bytes)
+        }
+        /// Queues a write of a sector full of `byte`, the `slot`th of several at once.
+        fn submit_write(&mut self, slot: u64, sector: u64, byte: u8) -> u16 {
+            let (header, data) = (HEADER + 0x8000 * (slot + 1), DATA + 0x8000 * (slot + 1));
+            self.header(header, VIRTIO_BLK_T_OUT, sector);
+            self.driver.fill(data, &[byte; 512]);
+            self.driver.fill(header + 0x100, &[0xaa]);
+            self.driver.submit(0, &[readable(header, 16), readable(data, 512), writable(header + 0x100, 1)])
+        }
+        fn status_of(&self, slot: u64) -> u32 {
+            self.status(HEADER + 0x8000 * (slot + 1) + 0x100)
+        }
+    }
+
+    #[test]
+    fn the_configuration_says_what_the_disk_is() {
+        let mut rig = rig_of(false);
+        let offered = rig.driver.offered();
+        assert_eq!(offered & 1 << VIRTIO_BLK_F_RO, 0);
+        for feature in [VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH] {
+            assert_ne!(offered & 1 << feature, 0, "{feature}");
+        }
+        let registers = &mut rig.driver.registers;
+        assert_eq!(registers.read(Region::Device, 0, Width::B8), DISK_BYTES as u64 / 512);
+        assert_eq!(registers.read(Region::Device, 12, Width::B4), 254);
+        assert_eq!(registers.read(Region::Device, 20, Width::B4), 512);
+        assert_eq!(registers.read(Region::Device, 34, Width::B4), 0, "zero behind the end");
+        registers.write(Region::Device, 0, Width::B8, 1);
+        assert_eq!(registers.read(Region::Device, 0, Width::B8), DISK_BYTES as u64 / 512, "read-only");
+        assert_ne!(rig_of(true).driver.offered() & 1 << VIRTIO_BLK_F_RO, 0);
+    }
+
+    #[test]
+    fn sectors_are_written_read_back_and_flushed() {
+        for features in [VERSION_1, VERSION_1 | EVENT_IDX | INDIRECT | 1 << VIRTIO_BLK_F_FLUSH] {
+            let mut rig = rig();
+            rig.driver.start(features);
+            rig.driver.fill(DATA, &[7; 1024]);
+            assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 3, 1024), (VIRTIO_BLK_S_OK, 1));
+            rig.driver.fill(DATA, &[0; 2048]);
+            assert_eq!(rig.request(VIRTIO_BLK_T_IN, 2, 1536), (VIRTIO_BLK_S_OK, 1537));
+            assert_eq!(rig.driver.bytes(DATA, 1537), [vec![0; 512], vec![7; 1024], vec![0]].concat());
+            assert_eq!(rig.request(VIRTIO_BLK_T_FLUSH, 0, 0), (VIRTIO_BLK_S_OK, 1));
+            assert_eq!(rig.disk.done(), ["write 1024 at 1536", "read 1536 at 1024", "flush"]);
+            assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, 0), (VIRTIO_BLK_S_OK, 1), "nothing to read is fine");
+        }
+    }
+
+    #[test]
+    fn a_request_may_be_cut_anywhere() {
+        let mut rig = rig();
+        rig.driver.fill(DATA, &[9; 1024]);
+        rig.header(HEADER, VIRTIO_BLK_T_OUT, 0);
+        let pieces = [readable(HEADER, 7), readable(HEADER + 7, 9), readable(DATA, 1), readable(DATA + 1, 511)];
+        rig.driver.run(0, &[&pieces[..], &[writable(STATUS, 1)]].concat());
+        assert_eq!((rig.status(STATUS), rig.disk.byte(511), rig.disk.byte(512)), (VIRTIO_BLK_S_OK, 9, 0));
+        rig.driver.fill(HEADER + 0x200, &rig.driver.bytes(HEADER, 16));
+        // Header and data in one piece; the status behind the data in one piece.
+        rig.header(DATA - 16, VIRTIO_BLK_T_OUT, 2);
+        rig.driver.run(0, &[readable(DATA - 16, 16 + 512), writable(STATUS, 1)]);
+        assert_eq!(rig.disk.byte(1024), 9);
+        rig.header(HEADER, VIRTIO_BLK_T_IN, 2);
+        rig.driver.fill(DATA, &[0xaa; 600]);
+        assert_eq!(rig.driver.run(0, &[readable(HEADER, 16), writable(DATA, 513)]).bytes, 513);
+        assert_eq!(rig.driver.bytes(DATA, 514), [vec![9; 512], vec![0], vec![0xaa]].concat());
+        rig.driver.add_indirect(
+            0,
+            BUFFERS + 0x8_0000,
+            &[readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)],
+        );
+        rig.driver.registers.kick(0);
+        assert_eq!(rig.driver.wait_used(0).bytes, 513);
+    }
+
+    #[test]
+    fn the_disk_is_named_in_twenty_bytes() {
+        let mut rig = rig();
+        rig.driver.fill(DATA, &[0xaa; 32]);
+        assert_eq!(rig.request(VIRTIO_BLK_T_GET_ID, 0, 20), (VIRTIO_BLK_S_OK, 21));
+        assert_eq!(rig.driver.bytes(DATA, 21), b"serial-of-a-disk-tha\xaa");
+        assert_eq!(rig.request(VIRTIO_BLK_T_GET_ID, 0, 3), (VIRTIO_BLK_S_OK, 4));
+    }
+
+    #[test]
+    fn what_the_guest_gets_wrong_is_its_own_error_and_changes_nothing() {
+        let mut rig = rig();
+        let sectors = DISK_BYTES as u64 / 512;
+        rig.driver.fill(DATA, &[7; 2048]);
+        for (kind, sector, data) in [
+            (VIRTIO_BLK_T_OUT, 0, 100),
+            (VIRTIO_BLK_T_OUT, 0, 513),
+            (VIRTIO_BLK_T_IN, 0, 511),
+            (VIRTIO_BLK_T_OUT, sectors, 512),
+            (VIRTIO_BLK_T_OUT, sectors - 1, 1024),
+            (VIRTIO_BLK_T_IN, u64::MAX, 512),
+            (VIRTIO_BLK_T_OUT, u64::MAX / 512, 512),
+            (VIRTIO_BLK_T_OUT, 1 << 55, 512),
+        ] {
+            assert_eq!(rig.request(kind, sector, data).0, VIRTIO_BLK_S_IOERR, "{kind} {sector} {data}");
+        }
+        for kind in [2, 3, 11, 13, u32::MAX] {
+            assert_eq!(rig.request(kind, 0, 512).0, VIRTIO_BLK_S_UNSUPP, "{kind}");
+        }
+        assert_eq!(rig.disk.done(), [""; 0]);
+        assert!(rig.reports.try_recv().is_err(), "no host fault");
+        let mut rig = rig_of(true);
+        rig.driver.start(VERSION_1);
+        assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 0, 512).0, VIRTIO_BLK_S_IOERR);
+        assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, 512).0, VIRTIO_BLK_S_OK);
+    }
+
+    #[test]
+    fn a_chain_without_room_for_header_or_status_needs_a_reset() {
+        let mut rig = rig();
+        for pieces in [
+            vec![readable(HEADER, 16), readable(DATA, 512)],
+            vec![readable(HEADER, 15), writable(STATUS, 1)],
+            vec![writable(DATA, 512), writable(STATUS, 1)],
+            vec![readable(HEADER, 16), writable(STATUS, 0)],
+        ] {
+            rig.header(HEADER, VIRTIO_BLK_T_IN, 0);
+            rig.driver.submit(0, &pieces);
+            rig.driver.registers.wait_needs_reset();
+            assert_eq!(rig.driver.used_index(0), 0, "{pieces:?}");
+            rig.driver.start(VERSION_1);
+            assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, 512).0, VIRTIO_BLK_S_OK);
+            rig.driver.start(VERSION_1);
+        }
+    }
+
+    #[test]
+    fn a_reset_waits_for_the_request_and_nothing_is_written_after_it() {
+        let mut rig = rig();
+        rig.disk.set(|state| state.closed = true);
+        rig.header(HEADER, VIRTIO_BLK_T_IN, 0);
+        for _ in 0..4 {
+            rig.driver.submit(0, &[readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)]);
+        }
+        rig.disk.wait_until_somebody_waits();
+        let mut registers = rig.driver.other_vcpu();
+        let reset = thread::spawn(move || registers.reset());
+        // The gate opens only when the reset has asked the worker to stop, so it cannot go on to the second request.
+        eventually("the reset asks", || rig.worker.is_stopping());
+        assert!(!reset.is_finished(), "it waits for the request");
+        rig.disk.set(|state| state.closed = false);
+        reset.join().unwrap();
+        assert_eq!(rig.disk.done(), ["read 512 at 0"]);
+        let size = 0x8_0000;
+        rig.driver.fill(0x1_0000, &vec![0x5a; size]);
+        rig.driver.registers.kick(0);
+        rig.driver.fill(DATA, &[0x5a; 0x1000]);
+        rig.worker.hold();
+        rig.worker.release();
+        assert_eq!(rig.driver.bytes(0x1_0000, size), vec![0x5a; size]);
+        assert_eq!(rig.driver.bytes(DATA, 0x1000), [0x5a; 0x1000]);
+        rig.driver.start(VERSION_1);
+        assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, 512).0, VIRTIO_BLK_S_OK);
+    }
+
+    #[test]
+    fn a_full_host_holds_the_request_and_serves_it_once_when_there_is_space() {
+        let mut rig = rig();
+        rig.disk.set(|state| state.full = true);
+        for slot in 0..3 {
+            rig.submit_write(slot, slot, 1 + slot as u8);
+        }
+        let said = rig.reports.recv_timeout(DEADLINE).unwrap();
+        assert!(said.contains("space"), "{said}");
+        // The machine pauses the guest, and a person resumes it too early once.
+        rig.worker.hold();
+        rig.worker.release();
+        rig.reports.recv_timeout(DEADLINE).unwrap();
+        rig.worker.hold();
+        assert!(rig.reports.try_recv().is_err(), "one report for each attempt");
+        assert_eq!((rig.driver.used_index(0), rig.status_of(0)), (0, 0xaa));
+        rig.disk.set(|state| state.full = false);
+        assert_eq!(rig.disk.done(), [""; 0], "nothing before the guest goes on");
+        rig.worker.release();
+        let used: Vec<Used> = (0..3).map(|_| rig.driver.wait_used(0)).collect();
+        assert_eq!(used, [0, 3, 6].map(|head| Used { head, bytes: 1 }));
+        assert_eq!(rig.disk.done(), ["write 512 at 0", "write 512 at 512", "write 512 at 1024"]);
+        assert_eq!([0, 512, 1024].map(|at| rig.disk.byte(at)), [1, 2, 3]);
+        assert_eq!([0, 1, 2].map(|slot| rig.status_of(slot)), [VIRTIO_BLK_S_OK; 3]);
+        assert!(rig.reports.try_recv().is_err());
+        assert_eq!(rig.driver.registers.status() & NEEDS_RESET, 0);
+    }
+
+    #[test]
+    fn a_reset_drops_the_request_that_waits_for_the_host() {
+        let mut rig = rig();
+        rig.disk.set(|state| state.full = true);
+        rig.submit_write(0, 0, 1);
+        rig.reports.recv_timeout(DEADLINE).unwrap();
+        rig.driver.registers.reset();
+        rig.disk.set(|state| state.full = false);
+        rig.driver.start(VERSION_1);
+        assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, 512).0, VIRTIO_BLK_S_OK, "the new driver is served");
+        rig.worker.hold();
+        rig.worker.release();
+        assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, 512).0, VIRTIO_BLK_S_OK);
+        assert_eq!(rig.disk.done(), ["read 512 at 0", "read 512 at 0"], "the write never came");
+        assert_eq!(rig.status_of(0), 0xaa);
+    }
+
+    #[test]
+    fn nothing_is_served_while_held_and_no_kick_is_lost() {
+        let mut rig = rig();
+        for round in 0..20 {
+            rig.worker.hold();
+            rig.submit_write(0, round, 1 + round as u8);
+            assert_eq!(rig.disk.byte(512 * round as usize), 0);
+            assert!(rig.driver.used(0).is_none());
+            rig.worker.release();
+            rig.driver.wait_used(0);
+            assert_eq!(rig.disk.byte(512 * round as usize), 1 + round as u8);
+        }
+        rig.worker.hold();
+        rig.driver.start(VERSION_1);
+        rig.submit_write(0, 40, 99);
+        assert!(rig.driver.used(0).is_none(), "a driver that starts while the machine is paused waits too");
+        rig.worker.release();
+        rig.driver.wait_used(0);
+    }
 }
