@@ -5,16 +5,16 @@
 use std::{
     io::{self, Read, Write},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
-    time::Duration,
 };
 
+use rustix::event::{PollFd, PollFlags};
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS};
 
 use super::{
-    Features, Kind, Running, VirtioDevice,
+    Features, Interrupts, Kind, Running, VirtioDevice,
     queue::{Chain, Malformed, VirtQueue},
     worker::{Served, Stop, Work, Worker},
 };
@@ -33,8 +33,6 @@ const NUM_BUFFERS_OFFSET: u64 = 10;
 /// The longest frame either way, without offloads: an MTU of 64 KiB less a little.
 const FRAME_BYTES_MAX: usize = 65_550;
 const LINK_UP: u16 = 1;
-/// How long `passt` may refuse bytes before the frame, and with it the link, is given up.
-const PASST_STALLED: Duration = Duration::from_secs(2);
 /// Frames before other work gets its turn.
 const BURST: usize = 256;
 
@@ -44,17 +42,18 @@ pub struct Net {
 }
 
 impl Net {
-    /// `watch` sees what the guest sends, to learn its addresses.
+    /// `fd` is made non-blocking. `watch` sees what the guest sends, to learn its addresses.
     pub fn new(fd: OwnedFd, backend: NetworkBackend, mac: MacAddr, watch: AddressWatch) -> io::Result<Net> {
         let link = match backend {
             NetworkBackend::Tap => Link::Tap(fd),
             NetworkBackend::Passt => {
                 let stream = UnixStream::from(fd);
-                stream.set_write_timeout(Some(PASST_STALLED))?;
-                Link::Passt(Box::new(Passt { stream, inbox: Vec::new(), outbox: Vec::new(), broken: false }))
+                Link::Passt(Box::new(Passt { stream, inbox: Vec::new(), outbox: Vec::new(), sent: 0 }))
             }
         };
-        let frames = Frames { link, watch, chain: Chain::default(), rx_ready: false };
+        rustix::io::ioctl_fionbio(link.as_fd(), true)?;
+        let (rx_chain, tx_chain) = (Chain::default(), Chain::default());
+        let frames = Frames { link, broken: false, watch, rx_chain, rx_ready: false, tx_chain };
         Ok(Net { worker: Worker::spawn("net", frames)?, mac })
     }
 }
@@ -92,45 +91,44 @@ enum Link {
 struct Passt {
     stream: UnixStream,
     inbox: Vec<u8>,
+    /// One frame on its way out, of which `sent` bytes are written: half a frame on a stream cannot be taken back.
     outbox: Vec<u8>,
-    broken: bool,
+    sent: usize,
 }
 
 struct Frames {
     link: Link,
+    /// The other end is gone for good: the guest's frames are lost and none come.
+    broken: bool,
     watch: AddressWatch,
     /// While `rx_ready`, a buffer of the guest that waits for a frame.
-    chain: Chain,
+    rx_chain: Chain,
     rx_ready: bool,
+    tx_chain: Chain,
 }
+
+/// The other end is gone.
+struct Gone;
 
 impl Work for Frames {
     fn serve(&mut self, running: &mut Running, stop: &Stop) -> Result<Served, Malformed> {
         let Running { ram, queues, interrupts, .. } = running;
-        if queues.len() != 2 {
-            return Err(Malformed);
-        }
+        let [rx, tx] = queues.as_mut_slice() else { return Err(Malformed) };
         loop {
-            let mut more = false;
-            if let Some(tx) = queues.get_mut(TX) {
-                more |= self.transmit(ram, tx, interrupts)?;
-            }
-            if let Some(rx) = queues.get_mut(RX) {
-                more |= self.receive(ram, rx, interrupts)?;
-            }
+            let mut more = self.transmit(ram, tx, interrupts)?;
+            more |= self.receive(ram, rx, interrupts)?;
             if stop.asked() {
                 return Ok(Served::Stopped);
             }
             if more {
                 continue;
             }
-            let [rx, tx] = queues.as_slice() else { return Err(Malformed) };
-            let mut fds = vec![rx.kicked(), tx.kicked()];
-            // Without a buffer of the guest there is no use in hearing of frames.
-            if self.rx_ready && !self.link.is_broken() {
-                fds.push(rustix::event::PollFd::from_borrowed_fd(self.link.as_fd(), rustix::event::PollFlags::IN));
-            }
-            if !stop.wait(&fds) {
+            let wanted = self.wanted();
+            let (kicks, link) = ([rx.kicked(), tx.kicked()], PollFd::from_borrowed_fd(self.link.as_fd(), wanted));
+            let [first, second] = kicks;
+            // A descriptor that nothing is wanted of would still say that its other end is gone, again and again.
+            let go_on = if wanted.is_empty() { stop.wait(&[first, second]) } else { stop.wait(&[first, second, link]) };
+            if !go_on {
                 return Ok(Served::Stopped);
             }
             rx.kick.clear();
@@ -144,18 +142,38 @@ impl Work for Frames {
 }
 
 impl Frames {
-    /// Sends what the guest has queued. True when the burst ended before the queue did.
-    fn transmit(&mut self, ram: &GuestRam, tx: &mut VirtQueue, to: &super::Interrupts) -> Result<bool, Malformed> {
-        let mut chain = Chain::default();
+    /// Frames matter only when the guest has a buffer for one, and room on the way out only while a frame waits for it.
+    fn wanted(&self) -> PollFlags {
+        let mut wanted = PollFlags::empty();
+        if self.rx_ready && !self.broken {
+            wanted |= PollFlags::IN;
+        }
+        if self.link.has_unsent() {
+            wanted |= PollFlags::OUT;
+        }
+        wanted
+    }
+
+    /// Sends what the guest has queued, as far as the link takes it. True when the burst ended before the queue did.
+    fn transmit(&mut self, ram: &GuestRam, tx: &mut VirtQueue, to: &Interrupts) -> Result<bool, Malformed> {
         tx.disable_kicks(ram)?;
         for _ in 0..BURST {
-            if !tx.pop(ram, &mut chain)? {
+            if self.link.flush().is_err() {
+                self.broken = true;
+            }
+            if self.link.has_unsent() {
+                return Ok(false);
+            }
+            let chain = &mut self.tx_chain;
+            if !tx.pop(ram, chain)? {
                 return tx.enable_kicks(ram);
             }
             let bytes = chain.readable_bytes();
             if bytes > HEADER_BYTES as u64 && bytes <= (HEADER_BYTES + FRAME_BYTES_MAX) as u64 {
                 self.watch.see(|into| chain.read(ram, HEADER_BYTES as u64, into).unwrap_or(false));
-                self.link.send(ram, &chain);
+                if !self.broken {
+                    self.link.send(ram, chain);
+                }
             }
             tx.push(ram, chain.head, 0, to)?;
         }
@@ -163,57 +181,80 @@ impl Frames {
     }
 
     /// Gives the guest the frames that wait. True when more may be there.
-    fn receive(&mut self, ram: &GuestRam, rx: &mut VirtQueue, to: &super::Interrupts) -> Result<bool, Malformed> {
+    fn receive(&mut self, ram: &GuestRam, rx: &mut VirtQueue, to: &Interrupts) -> Result<bool, Malformed> {
         for _ in 0..BURST {
             if !self.rx_ready {
-                self.rx_ready = rx.pop(ram, &mut self.chain)?;
+                self.rx_ready = rx.pop(ram, &mut self.rx_chain)?;
                 if !self.rx_ready {
                     // True: the guest queued a buffer just now.
                     return rx.enable_kicks(ram);
                 }
-                if self.chain.writable_bytes() < HEADER_BYTES as u64 {
+                if self.rx_chain.writable_bytes() < HEADER_BYTES as u64 {
                     return Err(Malformed);
                 }
             }
-            let Some(written) = self.link.receive(ram, &self.chain)? else { return Ok(false) };
+            if self.broken {
+                return Ok(false);
+            }
+            let written = match self.link.receive(ram, &self.rx_chain)? {
+                Ok(Some(written)) => written,
+                Ok(None) => return Ok(false),
+                Err(Gone) => {
+                    self.broken = true;
+                    return Ok(false);
+                }
+            };
             // virtio 1.2, 5.1.6.4.1: one buffer a frame.
-            self.chain.write(ram, NUM_BUFFERS_OFFSET, &1u16.to_le_bytes()).map_err(|_| Malformed)?;
+            self.rx_chain.write(ram, NUM_BUFFERS_OFFSET, &1u16.to_le_bytes()).map_err(|_| Malformed)?;
             self.rx_ready = false;
-            rx.push(ram, self.chain.head, written, to)?;
+            rx.push(ram, self.rx_chain.head, written, to)?;
         }
         Ok(true)
     }
 }
 
 impl Link {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Link::Tap(fd) => fd.as_fd(),
             Link::Passt(passt) => passt.stream.as_fd(),
         }
     }
 
-    fn is_broken(&self) -> bool {
-        matches!(self, Link::Passt(passt) if passt.broken)
-    }
-
-    /// A frame that the host does not take is lost, as on a wire.
+    /// A frame that a tap does not take is lost, as on a wire. Nothing may be unsent.
     fn send(&mut self, ram: &GuestRam, chain: &Chain) {
         match self {
             Link::Tap(fd) => {
                 let _ = ram.write_message(fd.as_fd(), &chain.readable);
             }
-            Link::Passt(passt) => passt.send(ram, chain),
+            Link::Passt(passt) => passt.pack(ram, chain),
+        }
+    }
+
+    fn has_unsent(&self) -> bool {
+        matches!(self, Link::Passt(passt) if passt.sent < passt.outbox.len())
+    }
+
+    /// Writes what is unsent, as far as there is room.
+    fn flush(&mut self) -> Result<(), Gone> {
+        match self {
+            Link::Tap(_) => Ok(()),
+            Link::Passt(passt) => passt.flush(),
         }
     }
 
     /// The next frame into `chain`; `None` when none waits.
-    fn receive(&mut self, ram: &GuestRam, chain: &Chain) -> Result<Option<u32>, Malformed> {
+    fn receive(&mut self, ram: &GuestRam, chain: &Chain) -> Result<Result<Option<u32>, Gone>, Malformed> {
         match self {
             Link::Tap(fd) => match ram.read_message(fd.as_fd(), &chain.writable) {
-                Ok(bytes) => Ok(Some(bytes as u32)),
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => Err(Malformed),
-                Err(_) => Ok(None),
+                Ok(bytes) if bytes >= HEADER_BYTES => Ok(Ok(Some(bytes as u32))),
+                // No tap gives less than a header.
+                Ok(_) => Ok(Err(Gone)),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::InvalidInput => Err(Malformed),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(Ok(None)),
+                    _ => Ok(Err(Gone)),
+                },
             },
             Link::Passt(passt) => passt.receive(ram, chain),
         }
@@ -221,67 +262,366 @@ impl Link {
 }
 
 impl Passt {
-    fn send(&mut self, ram: &GuestRam, chain: &Chain) {
+    /// Puts a frame into the empty outbox.
+    fn pack(&mut self, ram: &GuestRam, chain: &Chain) {
         let bytes = chain.readable_bytes() as usize - HEADER_BYTES;
+        self.sent = 0;
         self.outbox.clear();
         self.outbox.extend((bytes as u32).to_be_bytes());
         self.outbox.resize(4 + bytes, 0);
         let frame = self.outbox.get_mut(4..).unwrap_or_default();
-        if self.broken || !chain.read(ram, HEADER_BYTES as u64, frame).unwrap_or(false) {
-            return;
-        }
-        // Half a frame on a stream cannot be taken back.
-        if self.stream.write_all(&self.outbox).is_err() {
-            self.broken = true;
+        if !chain.read(ram, HEADER_BYTES as u64, frame).unwrap_or(false) {
+            self.outbox.clear();
         }
     }
 
-    fn receive(&mut self, ram: &GuestRam, chain: &Chain) -> Result<Option<u32>, Malformed> {
-        if !self.fill() {
-            return Ok(None);
+    fn flush(&mut self) -> Result<(), Gone> {
+        while let Some(rest) = self.outbox.get(self.sent..).filter(|rest| !rest.is_empty()) {
+            match self.stream.write(rest) {
+                Ok(count) if count > 0 => self.sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => {
+                    self.outbox.clear();
+                    return Err(Gone);
+                }
+            }
         }
-        let Some((length, rest)) = self.inbox.split_first_chunk::<4>() else { return Ok(None) };
+        Ok(())
+    }
+
+    fn receive(&mut self, ram: &GuestRam, chain: &Chain) -> Result<Result<Option<u32>, Gone>, Malformed> {
+        match self.fill() {
+            Ok(true) => {}
+            Ok(false) => return Ok(Ok(None)),
+            Err(Gone) => return Ok(Err(Gone)),
+        }
+        let Some((length, rest)) = self.inbox.split_first_chunk::<4>() else { return Ok(Ok(None)) };
         let length = u32::from_be_bytes(*length) as usize;
-        let frame = rest.get(..length).unwrap_or_default();
+        // A frame that is larger than the buffer is cut, as a tap does it.
         let room = chain.writable_bytes() as usize - HEADER_BYTES;
-        let frame = frame.get(..length.min(room)).unwrap_or_default();
+        let frame = rest.get(..length.min(room)).unwrap_or_default();
         chain.write(ram, 0, &[0; HEADER_BYTES]).map_err(|_| Malformed)?;
         chain.write(ram, HEADER_BYTES as u64, frame).map_err(|_| Malformed)?;
         let written = (HEADER_BYTES + frame.len()) as u32;
         self.inbox.drain(..4 + length);
-        Ok(Some(written))
+        Ok(Ok(Some(written)))
     }
 
     /// Reads until the inbox begins with a whole frame; false when it has to wait for more.
-    fn fill(&mut self) -> bool {
+    fn fill(&mut self) -> Result<bool, Gone> {
         loop {
             if let Some((length, rest)) = self.inbox.split_first_chunk::<4>() {
                 let length = u32::from_be_bytes(*length) as usize;
                 if length > FRAME_BYTES_MAX {
-                    self.broken = true;
-                    return false;
+                    return Err(Gone);
                 }
                 if rest.len() >= length {
-                    return true;
+                    return Ok(true);
                 }
-            }
-            if self.broken || !self.readable() {
-                return false;
             }
             let mut bytes = [0; 16 << 10];
             match self.stream.read(&mut bytes) {
-                Ok(0) | Err(_) => {
-                    self.broken = true;
-                    return false;
-                }
+                Ok(0) => return Err(Gone),
                 Ok(count) => self.inbox.extend_from_slice(bytes.get(..count).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Err(Gone),
             }
         }
     }
+}
 
-    fn readable(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
-        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|count| count > 0)
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::net::UnixDatagram,
+        sync::{Arc, Mutex, mpsc},
+        thread,
+        time::Duration,
+    };
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+    use crate::engine::{
+        bus::Width,
+        virtio::testing::{BUFFERS, DEADLINE, Driver, EVENT_IDX, Region, VERSION_1, readable, writable},
+    };
+
+    const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 1, 2, 3]);
+    const RX_QUEUE: u16 = RX as u16;
+    const TX_QUEUE: u16 = TX as u16;
+    /// Where frames to send are; buffers for received ones are at `BUFFERS`, 4 KiB each.
+    const OUT: u64 = BUFFERS + 0x10_0000;
+
+    type Seen = Arc<Mutex<Vec<Vec<String>>>>;
+
+    fn plug(fd: OwnedFd, backend: NetworkBackend) -> (Driver, Seen) {
+        let seen = Seen::default();
+        let sink = Arc::clone(&seen);
+        let watch = AddressWatch::new(Arc::new(move |list| sink.lock().unwrap().push(list)));
+        (Driver::plug(Net::new(fd, backend, MAC, watch).unwrap()), seen)
+    }
+
+    /// A datagram socket stands in for the tap: whole messages, each behind a header.
+    fn tap() -> (Driver, UnixDatagram, Seen) {
+        let (near, far) = UnixDatagram::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        far.set_read_timeout(Some(DEADLINE)).unwrap();
+        let (mut driver, seen) = plug(near.into(), NetworkBackend::Tap);
+        driver.start(VERSION_1);
+        (driver, far, seen)
+    }
+
+    fn passt() -> (Driver, UnixStream) {
+        let (near, far) = UnixStream::pair().unwrap();
+        far.set_read_timeout(Some(DEADLINE)).unwrap();
+        far.set_write_timeout(Some(DEADLINE)).unwrap();
+        let (mut driver, _) = plug(near.into(), NetworkBackend::Passt);
+        driver.start(VERSION_1 | EVENT_IDX);
+        (driver, far)
+    }
+
+    fn offer(driver: &mut Driver, count: u64) {
+        for _ in 0..count {
+            let at = BUFFERS + 0x1000 * u64::from(driver.next_head(RX_QUEUE));
+            driver.add(RX_QUEUE, &[writable(at, 1526)]);
+        }
+        driver.registers.kick(RX_QUEUE);
+    }
+
+    fn received(driver: &mut Driver) -> Vec<u8> {
+        let used = driver.wait_used(RX_QUEUE);
+        let at = BUFFERS + 0x1000 * u64::from(used.head);
+        let header = driver.bytes(at, HEADER_BYTES);
+        assert_eq!(header[10..], [1, 0], "num_buffers");
+        driver.bytes(at + HEADER_BYTES as u64, used.bytes as usize - HEADER_BYTES)
+    }
+
+    fn send(driver: &mut Driver, frame: &[u8]) {
+        driver.fill(OUT, &[0; HEADER_BYTES]);
+        driver.fill(OUT + HEADER_BYTES as u64, frame);
+        let rest = frame.len() as u32;
+        let used =
+            driver.run(TX_QUEUE, &[readable(OUT, HEADER_BYTES as u32), readable(OUT + HEADER_BYTES as u64, rest)]);
+        assert_eq!(used.bytes, 0);
+    }
+
+    fn frame(number: u8, bytes: usize) -> Vec<u8> {
+        (0..bytes).map(|at| (at as u8).wrapping_mul(number)).collect()
+    }
+
+    fn on_stream(frame: &[u8]) -> Vec<u8> {
+        [&(frame.len() as u32).to_be_bytes()[..], frame].concat()
+    }
+
+    fn from_stream(stream: &mut UnixStream) -> Vec<u8> {
+        let mut length = [0; 4];
+        stream.read_exact(&mut length).unwrap();
+        let mut frame = vec![0; u32::from_be_bytes(length) as usize];
+        stream.read_exact(&mut frame).unwrap();
+        frame
+    }
+
+    #[test]
+    fn the_configuration_has_the_address_and_the_link() {
+        let (mut driver, _peer) = passt();
+        assert_eq!(driver.offered() & 0xffff, 1 << VIRTIO_NET_F_MAC, "no offloads, no control queue");
+        assert_ne!(driver.offered() & 1 << VIRTIO_NET_F_STATUS, 0);
+        let mac: Vec<u8> = (0..6).map(|at| driver.registers.read(Region::Device, at, Width::B1) as u8).collect();
+        assert_eq!(mac, MAC.0);
+        assert_eq!(driver.registers.read(Region::Device, 6, Width::B2), 1, "link up");
+        assert_eq!(driver.queues(), 2);
+    }
+
+    #[test]
+    fn frames_pass_a_tap_both_ways_with_their_header() {
+        let (mut driver, tap, _) = tap();
+        let mut message = vec![0; 70_000];
+        for (number, bytes) in [(3, 14), (5, 60), (7, 1514)] {
+            send(&mut driver, &frame(number, bytes));
+            let count = tap.recv(&mut message).unwrap();
+            assert_eq!(message[..count], [vec![0; HEADER_BYTES], frame(number, bytes)].concat());
+        }
+        offer(&mut driver, 4);
+        for (number, bytes) in [(3, 60), (5, 1514), (7, 14)] {
+            tap.send(&[vec![0; HEADER_BYTES], frame(number, bytes)].concat()).unwrap();
+            assert_eq!(received(&mut driver), frame(number, bytes));
+        }
+        crate::engine::virtio::testing::eventually("interrupts", || driver.messages(1) == 3 && driver.messages(2) == 3);
+    }
+
+    #[test]
+    fn frames_pass_the_stream_both_ways_behind_their_length() {
+        let (mut driver, mut peer) = passt();
+        for (number, bytes) in [(3, 14), (5, 60), (7, 1514), (9, 65_535)] {
+            send(&mut driver, &frame(number, bytes));
+            assert_eq!(from_stream(&mut peer), frame(number, bytes));
+        }
+        offer(&mut driver, 8);
+        // Two frames and the beginning of a third in one piece, then its rest byte by byte.
+        let third = on_stream(&frame(7, 60));
+        let bytes = [on_stream(&frame(3, 60)), on_stream(&frame(5, 1514)), third[..3].to_vec()].concat();
+        peer.write_all(&bytes).unwrap();
+        assert_eq!(received(&mut driver), frame(3, 60));
+        assert_eq!(received(&mut driver), frame(5, 1514));
+        for byte in &third[3..] {
+            peer.write_all(&[*byte]).unwrap();
+        }
+        assert_eq!(received(&mut driver), frame(7, 60));
+    }
+
+    #[test]
+    fn frames_wait_for_buffers_and_come_in_order() {
+        let (mut driver, mut peer) = passt();
+        for number in 0..40 {
+            peer.write_all(&on_stream(&frame(number, 100))).unwrap();
+        }
+        for number in 0..40 {
+            offer(&mut driver, 1);
+            assert_eq!(received(&mut driver), frame(number, 100));
+        }
+    }
+
+    #[test]
+    fn a_frame_larger_than_the_buffer_is_cut_and_the_next_is_whole() {
+        let (mut driver, mut peer) = passt();
+        driver.add(RX_QUEUE, &[writable(BUFFERS, 12), writable(BUFFERS + 12, 50)]);
+        driver.add(RX_QUEUE, &[writable(BUFFERS + 0x1000, 1526)]);
+        driver.fill(BUFFERS + 62, &[0xaa; 8]);
+        driver.registers.kick(RX_QUEUE);
+        peer.write_all(&[on_stream(&frame(3, 100)), on_stream(&frame(5, 100))].concat()).unwrap();
+        assert_eq!(driver.wait_used(RX_QUEUE).bytes, 62);
+        assert_eq!(driver.bytes(BUFFERS + 12, 58), [&frame(3, 100)[..50], &[0xaa; 8]].concat());
+        assert_eq!(driver.wait_used(RX_QUEUE).bytes, 112);
+        let (mut driver, tap, _) = tap();
+        driver.submit(RX_QUEUE, &[writable(BUFFERS, 62)]);
+        tap.send(&[vec![0; HEADER_BYTES], frame(3, 100)].concat()).unwrap();
+        assert_eq!(driver.wait_used(RX_QUEUE).bytes, 62);
+    }
+
+    #[test]
+    fn what_is_no_frame_is_not_sent() {
+        let (mut driver, mut peer) = passt();
+        driver.fill(OUT, &[0; 0x100]);
+        for pieces in [
+            vec![readable(OUT, HEADER_BYTES as u32)],
+            vec![readable(OUT, 3)],
+            vec![readable(OUT, 70_000)],
+            vec![readable(OUT, 1 << 20), readable(OUT, 1 << 20)],
+            vec![writable(OUT, 64)],
+        ] {
+            driver.run(TX_QUEUE, &pieces);
+        }
+        send(&mut driver, &frame(3, 60));
+        assert_eq!(from_stream(&mut peer), frame(3, 60), "the first thing on the stream");
+    }
+
+    #[test]
+    fn a_receive_buffer_without_room_for_the_header_needs_a_reset() {
+        let (mut driver, mut peer) = passt();
+        for piece in [writable(BUFFERS, 11), readable(BUFFERS, 1526)] {
+            driver.submit(RX_QUEUE, &[piece]);
+            driver.registers.wait_needs_reset();
+            driver.start(VERSION_1);
+        }
+        driver.prepare(VERSION_1, 16);
+        driver.registers.write(Region::Common, 0x16, Width::B2, 1);
+        driver.registers.write(Region::Common, 0x1c, Width::B2, 0);
+        driver.driver_ok();
+        driver.registers.wait_needs_reset();
+        driver.start(VERSION_1);
+        offer(&mut driver, 1);
+        peer.write_all(&on_stream(&frame(3, 60))).unwrap();
+        assert_eq!(received(&mut driver), frame(3, 60));
+    }
+
+    #[test]
+    fn a_peer_that_goes_in_the_middle_of_a_frame_takes_only_the_link_with_it() {
+        for last in [&[0, 0][..], &[0, 0, 0, 100, 1, 2, 3], &[0xff, 0xff, 0xff, 0xff, 1]] {
+            let (mut driver, mut peer) = passt();
+            offer(&mut driver, 2);
+            peer.write_all(&on_stream(&frame(3, 60))).unwrap();
+            peer.write_all(last).unwrap();
+            assert_eq!(received(&mut driver), frame(3, 60));
+            drop(peer);
+            for _ in 0..20 {
+                send(&mut driver, &frame(5, 1514));
+            }
+            assert!(driver.used(RX_QUEUE).is_none());
+            driver.start(VERSION_1);
+            send(&mut driver, &frame(5, 1514));
+        }
+    }
+
+    #[test]
+    fn a_tap_that_is_gone_gives_no_empty_frames() {
+        let (near, far) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::NONBLOCK, None).unwrap();
+        let (mut driver, _) = plug(near, NetworkBackend::Tap);
+        driver.start(VERSION_1);
+        drop(far);
+        offer(&mut driver, 4);
+        for _ in 0..5 {
+            send(&mut driver, &frame(3, 60));
+        }
+        assert!(driver.used(RX_QUEUE).is_none());
+    }
+
+    #[test]
+    fn a_peer_that_does_not_read_stops_neither_receiving_nor_a_reset() {
+        let (mut driver, mut peer) = passt();
+        driver.start(VERSION_1);
+        driver.fill(OUT, &[0; HEADER_BYTES]);
+        let big = frame(3, 60_000);
+        driver.fill(OUT + HEADER_BYTES as u64, &big);
+        let mut sent = 0;
+        for _ in 0..16 {
+            driver.submit(TX_QUEUE, &[readable(OUT, HEADER_BYTES as u32 + 60_000)]);
+        }
+        offer(&mut driver, 4);
+        for number in 0..4 {
+            peer.write_all(&on_stream(&frame(number, 60))).unwrap();
+            assert_eq!(received(&mut driver), frame(number, 60));
+        }
+        while driver.used(TX_QUEUE).is_some() {
+            sent += 1;
+        }
+        assert!(sent < 16, "the socket is full");
+        let mut registers = driver.other_vcpu();
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || {
+            registers.reset();
+            tell.send(()).unwrap();
+        });
+        // Far less than the two seconds that a write may be refused.
+        told.recv_timeout(Duration::from_secs(1)).expect("a reset does not wait for the peer");
+        driver.start(VERSION_1);
+        let reader = thread::spawn(move || {
+            let mut frames = 0;
+            loop {
+                let got = from_stream(&mut peer);
+                if got.len() == 14 {
+                    return frames;
+                }
+                assert!(got == big, "whole frames only");
+                frames += 1;
+            }
+        });
+        send(&mut driver, &frame(5, 14));
+        let frames = reader.join().unwrap();
+        assert!((sent..=sent + 1).contains(&frames), "{frames} frames of {sent} that were taken");
+    }
+
+    #[test]
+    fn the_guests_address_is_learnt_from_what_it_sends() {
+        let (mut driver, _tap, seen) = tap();
+        let mut arp = vec![0xff; 12];
+        arp.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 2, 2, 2, 2, 2, 10, 0, 0, 9]);
+        arp.extend([0; 22]);
+        send(&mut driver, &arp);
+        assert_eq!(*seen.lock().unwrap(), [vec!["10.0.0.9".to_owned()]]);
+        let used = driver.run(TX_QUEUE, &[readable(OUT, 20)]);
+        assert_eq!(used.bytes, 0, "eight bytes of a frame");
     }
 }
