@@ -16,9 +16,9 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub enum AdminCommand {
-    /// Print a new one-time link that makes the first administrator.
+    /// Print a new one-time link that makes the first administrator; the one before is of no more use.
     SetupLink,
-    /// Make a user.
+    /// Make a user. The password is asked for on the terminal.
     CreateUser {
         name: String,
         /// What the user may do.
@@ -35,7 +35,7 @@ pub enum AdminCommand {
         #[arg(long)]
         password_stdin: bool,
     },
-    /// Print a new token for the API.
+    /// Print a new token for the API. It is shown this once.
     CreateToken {
         /// What the token is for; shown in the list of tokens.
         name: String,
@@ -43,14 +43,15 @@ pub enum AdminCommand {
         #[arg(long)]
         user: Option<String>,
     },
-    /// Check the database; with --repair write it anew.
+    /// Check the database.
     CheckDatabase {
+        /// Write it anew, with the server stopped; the old file stays beside the new one.
         #[arg(long)]
         repair: bool,
     },
-    /// Make a new certificate from the same certificate authority.
+    /// Make a new certificate from the same certificate authority; the server takes it at its next start.
     ReissueCertificate,
-    /// Take away every network that Innkeeper made on this host.
+    /// Take away the NAT network that this Innkeeper made: bridge, rules, DHCP and forwarding. Refused while guests are on it.
     RemoveNetworks,
 }
 

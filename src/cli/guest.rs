@@ -55,15 +55,15 @@ pub enum GuestCommand {
         #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = SHUTDOWN_WAIT_SECONDS)]
         wait: Option<u64>,
     },
-    /// Pull the plug: the guest has no time to write anything.
+    /// Pull the plug: what the guest has not written is lost.
     Poweroff { name: String },
-    /// Press the reset button.
+    /// Press the reset button: the guest starts anew, and what it has not written is lost.
     Reset { name: String },
-    /// Hold the guest still.
+    /// Hold the guest still; its memory stays.
     Pause { name: String },
     /// Let a paused guest go on.
     Resume { name: String },
-    /// Delete stopped guests and their disks.
+    /// Delete stopped guests and their disks. Asks on a terminal.
     Rm {
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
@@ -71,7 +71,7 @@ pub enum GuestCommand {
         #[arg(long)]
         yes: bool,
     },
-    /// Change the CD, also while the guest runs.
+    /// Change the CD, also while the guest runs. The rest of the hardware is changed by "set".
     Cd {
         name: String,
         /// An item of the library or a file of the host.
@@ -112,18 +112,20 @@ fn size(text: &str) -> Result<u64, String> {
 
 #[derive(Debug, Args)]
 pub struct CreateArgs {
+    /// Letters, digits, "-", "_" and "."; at most 63.
     name: String,
-    /// Virtual CPUs.
-    #[arg(long)]
+    /// Virtual CPUs; left out: 1.
+    #[arg(long, value_name = "N")]
     cpus: Option<u32>,
-    /// Memory, such as 512M or 4G.
+    /// Memory, such as 512M or 4G; left out: 512M.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<u64>,
-    /// A new disk of this size, or a copy of an image; may be repeated, in boot order.
+    /// An empty disk of this size, or a copy of an image; may be repeated, in boot order. An IMAGE is an item of the
+    /// library or a file of the host.
     #[arg(long, value_name = "SIZE|IMAGE")]
     disk: Vec<String>,
     /// What the disks are connected to.
-    #[arg(long, value_enum, default_value = "virtio")]
+    #[arg(long, value_enum, value_name = "BUS", default_value = "virtio")]
     disk_bus: BusArg,
     /// The medium in the CD drive.
     #[arg(long, value_name = "IMAGE")]
@@ -137,10 +139,10 @@ pub struct CreateArgs {
     /// The kernel's (or the test guest's) command line.
     #[arg(long, value_name = "TEXT")]
     cmdline: Option<String>,
-    /// The firmware that boots from disk or CD.
+    /// The firmware that boots from disk or CD; left out: bios. uefi keeps no variables in this release.
     #[arg(long, value_enum)]
     firmware: Option<FirmwareArg>,
-    /// nat, user, none or bridge:NAME; left out: what this host can do.
+    /// nat, user, none or bridge:NAME; left out: nat where the server runs as root, user elsewhere.
     #[arg(long)]
     network: Option<String>,
     /// The built-in test guest: greets, shows the time, echoes keys.
@@ -156,12 +158,13 @@ pub struct CreateArgs {
 
 #[derive(Debug, Args)]
 pub struct SetArgs {
+    /// Its name or id now.
     name: String,
     /// Its new name.
     #[arg(long = "name", value_name = "NEW")]
     new_name: Option<String>,
     /// Virtual CPUs.
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     cpus: Option<u32>,
     /// Memory, such as 512M or 4G.
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -170,9 +173,9 @@ pub struct SetArgs {
     #[arg(long, value_name = "SIZE|IMAGE")]
     add_disk: Vec<String>,
     /// What added disks are connected to.
-    #[arg(long, value_enum, default_value = "virtio")]
+    #[arg(long, value_enum, value_name = "BUS", default_value = "virtio")]
     disk_bus: BusArg,
-    /// Delete this disk and what is on it; by its id, may be repeated.
+    /// Delete this disk and what is on it; by its id, which "guest show" lists; may be repeated.
     #[arg(long, value_name = "ID")]
     remove_disk: Vec<String>,
     /// Boot this kernel without firmware.

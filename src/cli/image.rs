@@ -29,7 +29,7 @@ pub enum ImageCommand {
         /// What the file's SHA-256 must be, in hexadecimal.
         #[arg(long, value_name = "HEX")]
         sha256: Option<String>,
-        /// Do not copy: use this file of the host where it is.
+        /// Do not copy: use this file of the host where it is. A qcow2 disk is converted into the library all the same.
         #[arg(long, conflicts_with = "sha256")]
         in_place: bool,
         /// Print the image as JSON.
@@ -42,7 +42,7 @@ pub enum ImageCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Delete images that no guest uses.
+    /// Delete images that no guest uses. A file of the host itself stays.
     Rm {
         /// Names or ids.
         #[arg(required = true, value_name = "IMAGE")]

@@ -37,23 +37,27 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// The heading of the options that every command has.
+const WHERE: &str = "Where the server is";
+
 /// Where the server or its state is.
 #[derive(Debug, Clone, Default, Args)]
 pub struct PlaceArgs {
-    /// The state directory; its run-time files are then in DIR/run.
-    #[arg(long, global = true, value_name = "DIR")]
+    /// The state directory; its run-time files are then in DIR/run. Left out: /var/lib/innkeeper for root, and a
+    /// place below the home directory for anybody else.
+    #[arg(long, global = true, value_name = "DIR", help_heading = WHERE)]
     pub state: Option<PathBuf>,
     /// A server elsewhere, as https://HOST:PORT. Needs --ca and a token in INNKEEPER_TOKEN.
-    #[arg(long, global = true, value_name = "URL", requires = "ca", conflicts_with = "state")]
+    #[arg(long, global = true, value_name = "URL", requires = "ca", conflicts_with = "state", help_heading = WHERE)]
     pub url: Option<String>,
     /// The certificate authority of that server, from its page "Trust this Innkeeper".
-    #[arg(long, global = true, value_name = "FILE", requires = "url")]
+    #[arg(long, global = true, value_name = "FILE", requires = "url", help_heading = WHERE)]
     pub ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the server in the foreground.
+    /// Run the server in the foreground. When it ends, guests run on.
     Serve(ServeArgs),
     /// Say what this host can do for guests, and what to do about what is missing.
     Doctor {
@@ -80,7 +84,8 @@ pub enum Command {
 
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
-    /// Address and port to listen on. [::]:8443 means every address, 0.0.0.0:8443 every IPv4 address.
+    /// Address and port to listen on; left out, only this machine reaches the pages. [::]:8443 is every address,
+    /// 0.0.0.0:8443 every IPv4 address.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8443")]
     pub listen: String,
 }
