@@ -1,6 +1,6 @@
 //! The `innkeeper` command: reads the command line, takes on the role it names, gives the exit code.
 
-#![expect(unsafe_code, reason = "descriptors that were inherited are claimed once, before anything else runs")]
+#![expect(unsafe_code, reason = "inherited descriptors are claimed and malloc is set up, once, before anything else runs")]
 
 use std::{
     io,
@@ -18,7 +18,13 @@ use innkeeper::{
     web::role::{self, WebRole},
 };
 
+/// Threads share so many heaps; by default each thread that allocates gets one of its own, and keeps what it freed.
+const HEAPS_MAX: i32 = 2;
+/// What is larger comes from the kernel and goes back to it at once, such as the 19 MiB that checking a password takes.
+const HEAP_BLOCK_BYTES_MAX: i32 = 4 << 20;
+
 fn main() -> ExitCode {
+    keep_heaps_small();
     let Cli { place, command } = Cli::parse();
     let outcome = match command {
         Command::Engine => return run_engine(),
@@ -79,6 +85,16 @@ fn claim_descriptors() {
     // inherited; nothing else in the program closes or adopts raw numbers.
     if let Err(error) = unsafe { init_inherited_fds() } {
         eprintln!("innkeeper: cannot take the inherited descriptors: {error}");
+    }
+}
+
+/// Servers and engines run for months: what they do not use belongs to the guests.
+fn keep_heaps_small() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt(3) only sets parameters, here before there is a second thread; a refusal leaves the default.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, HEAPS_MAX);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, HEAP_BLOCK_BYTES_MAX);
     }
 }
 

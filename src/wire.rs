@@ -225,6 +225,8 @@ pub struct EngineStart {
     pub handed: Vec<Handed>,
     /// User and group to become before anything else; `None` keeps the caller's.
     pub run_as: Option<u32>,
+    /// When the process was asked for, on the monotonic clock.
+    pub asked_us: u64,
 }
 
 // ---- web ⇄ engine ----

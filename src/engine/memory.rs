@@ -242,7 +242,11 @@ impl HostRegion {
     /// Zeroed, anonymous; `bytes` is a multiple of 4096.
     pub fn new(bytes: usize) -> io::Result<HostRegion> {
         assert!(bytes > 0 && bytes.is_multiple_of(4096), "regions are whole pages");
-        Ok(HostRegion { map: Arc::new(MmapRegion::new(bytes).map_err(io::Error::other)?) })
+        let map = MmapRegion::new(bytes).map_err(io::Error::other)?;
+        // SAFETY: the range is the mapping just made; the advice only keeps it out of core files, as the guest's RAM is. It also
+        // keeps the kernel from joining it with a mapping beside it, so that it can be told apart in smaps.
+        unsafe { libc::madvise(map.as_ptr().cast(), map.size(), libc::MADV_DONTDUMP) };
+        Ok(HostRegion { map: Arc::new(map) })
     }
     pub fn bytes(&self) -> usize {
         self.map.size()

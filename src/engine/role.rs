@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     spec::GuestSpec,
-    types::now_ms,
+    types::{monotonic_us, now_ms},
     wire::{EndKind, EngineAction, EngineEnd, EngineMessage, EngineStart, Handed, Hello, Observed, PROTOCOL},
 };
 
@@ -51,7 +51,6 @@ struct Hands {
 
 /// Runs the engine role to its end. The exit code says only whether the end was in order; the reason is in the end file.
 pub fn run() -> i32 {
-    let began = Instant::now();
     let (start, hands) = match take_hands() {
         Ok(taken) => taken,
         Err(error) => {
@@ -60,7 +59,7 @@ pub fn run() -> i32 {
         }
     };
     let (log, mut end_file) = (hands.log.clone(), hands.end.try_clone());
-    let end = match guest(&start, hands, began) {
+    let end = match guest(&start, hands) {
         Ok(end) => end,
         Err(error) => EngineEnd { how: EndKind::Failed, reason: format!("the engine could not start: {error}") },
     };
@@ -142,7 +141,7 @@ fn confine(run_as: Option<u32>) -> io::Result<()> {
 }
 
 /// Makes the machine and follows orders until the guest is off.
-fn guest(start: &EngineStart, hands: Hands, began: Instant) -> io::Result<EngineEnd> {
+fn guest(start: &EngineStart, hands: Hands) -> io::Result<EngineEnd> {
     let spec = &start.spec;
     let (orders, inbox) = control::orders();
     on_terminate(orders.clone())?;
@@ -173,7 +172,7 @@ fn guest(start: &EngineStart, hands: Hands, began: Instant) -> io::Result<Engine
     });
     serve_consoles(&machine, hands.serial, hands.vnc, spec)?;
     machine.resume();
-    let first_instruction_us = began.elapsed().as_micros() as u64;
+    let first_instruction_us = monotonic_us().saturating_sub(start.asked_us);
     control::serve(hands.control, orders, announcer.clone())?;
     let (log, scrollback) = (hands.log, hands.scrollback);
     let mut keeper = Keeper { machine, announcer, log, paused: false, triple_faults: Vec::new(), first_instruction_us };
@@ -234,6 +233,7 @@ struct Keeper {
     log: GuestLog,
     paused: bool,
     triple_faults: Vec<Instant>,
+    /// From the wish for this process to the guest's first instruction.
     first_instruction_us: u64,
 }
 

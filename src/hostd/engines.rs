@@ -30,7 +30,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     host::{firmware::Firmware, net::Networks, passt, tap},
     spec::Boot,
-    types::Id,
+    types::{Id, monotonic_us},
     wire::{Attachment, EndKind, EngineEnd, EngineStart, Handed, Launch, LiveEngine},
 };
 
@@ -175,7 +175,7 @@ impl Engines {
         };
         self.run_files(guest, &mut hands).map_err(unavailable)?;
         let output = self.files.open_log(guest)?;
-        let start = EngineStart { spec: launch.spec.clone(), handed: hands.names, run_as };
+        let start = EngineStart { spec: launch.spec.clone(), handed: hands.names, run_as, asked_us: monotonic_us() };
         let child = spawn::engine(&start, hands.fds, output).map_err(unavailable)?;
         if let Err(error) = cgroup::enclose(guest, child.id()) {
             tracing::debug!(%guest, %error, "the engine has no control group of its own");
