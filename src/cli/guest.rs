@@ -115,14 +115,14 @@ pub struct CreateArgs {
     /// Letters, digits, "-", "_" and "."; at most 63.
     name: String,
     /// Virtual CPUs; left out: 1.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     cpus: Option<u32>,
     /// Memory, such as 512M or 4G; left out: 512M.
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     memory: Option<u64>,
     /// An empty disk of this size, or a copy of an image; may be repeated, in boot order. An IMAGE is an item of the
     /// library or a file of the host.
-    #[arg(long, value_name = "SIZE|IMAGE")]
+    #[arg(long, value_name = "SIZE|IMAGE", allow_hyphen_values = true)]
     disk: Vec<String>,
     /// What the disks are connected to.
     #[arg(long, value_enum, value_name = "BUS", default_value = "virtio")]
@@ -164,13 +164,13 @@ pub struct SetArgs {
     #[arg(long = "name", value_name = "NEW")]
     new_name: Option<String>,
     /// Virtual CPUs.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     cpus: Option<u32>,
     /// Memory, such as 512M or 4G.
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     memory: Option<u64>,
     /// One more disk: a size or an image to copy; may be repeated.
-    #[arg(long, value_name = "SIZE|IMAGE")]
+    #[arg(long, value_name = "SIZE|IMAGE", allow_hyphen_values = true)]
     add_disk: Vec<String>,
     /// What added disks are connected to.
     #[arg(long, value_enum, value_name = "BUS", default_value = "virtio")]

@@ -10,7 +10,7 @@ use std::{
     os::unix::net::{UnixListener, UnixStream},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -140,8 +140,16 @@ impl ConsoleHub {
 
     /// What comes next for this cursor; waits for it. `None` after `patience` without anything.
     pub fn next(&self, cursor: &mut Cursor, patience: Duration) -> Option<Chunk> {
+        self.next_unless(&AtomicBool::new(false), cursor, patience)
+    }
+
+    /// As `next`, but nothing more once `gone` was set by `leave`.
+    fn next_unless(&self, gone: &AtomicBool, cursor: &mut Cursor, patience: Duration) -> Option<Chunk> {
         let mut log = self.lock();
         loop {
+            if gone.load(Ordering::Acquire) {
+                return None;
+            }
             if let Some(chunk) = self.take(&log, cursor) {
                 return Some(chunk);
             }
@@ -153,6 +161,14 @@ impl ConsoleHub {
                 return self.take(&log, cursor);
             }
         }
+    }
+
+    /// Sets `gone` and wakes who waits. Under the lock, so that nobody is between looking and waiting.
+    fn leave(&self, gone: &AtomicBool) {
+        let log = self.lock();
+        gone.store(true, Ordering::Release);
+        drop(log);
+        self.grew.notify_all();
     }
 
     fn take(&self, log: &Log, cursor: &mut Cursor) -> Option<Chunk> {
@@ -228,7 +244,7 @@ pub fn serve(listener: UnixListener, hub: Arc<ConsoleHub>, input: Typed) -> io::
             let (hub, input, count) = (Arc::clone(&hub), Arc::clone(&input), Arc::clone(&viewers));
             let spawned = std::thread::Builder::new().name("viewer".into()).stack_size(STACK_BYTES).spawn(move || {
                 // A viewer that leaves is not news.
-                let _ = view(stream, &hub, &input);
+                let _ = view(&stream, &hub, &input, STALLED);
                 count.fetch_sub(1, Ordering::AcqRel);
             });
             if spawned.is_err() {
@@ -241,41 +257,44 @@ pub fn serve(listener: UnixListener, hub: Arc<ConsoleHub>, input: Typed) -> io::
 
 const STACK_BYTES: usize = 128 << 10;
 
-/// One viewer: a thread that reads what is typed, and this one, which writes.
-fn view(stream: UnixStream, hub: &Arc<ConsoleHub>, input: &Typed) -> io::Result<()> {
-    stream.set_write_timeout(Some(STALLED))?;
+/// One viewer, until it leaves, the guest is off, or the viewer's socket takes nothing for `stalled`.
+fn view(stream: &UnixStream, hub: &Arc<ConsoleHub>, input: &Typed, stalled: Duration) -> io::Result<()> {
+    let served = attend(stream, hub, input, stalled);
+    // The thread that reads has the socket as well: without this a viewer that was given up would wait for ever.
+    let _ = stream.shutdown(std::net::Shutdown::Both);
+    served
+}
+
+/// A thread reads what is typed; this one writes.
+fn attend(stream: &UnixStream, hub: &Arc<ConsoleHub>, input: &Typed, stalled: Duration) -> io::Result<()> {
+    stream.set_write_timeout(Some(stalled))?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut line = String::new();
     reader.by_ref().take(ATTACH_BYTES_MAX).read_line(&mut line)?;
     let attach: Attach = serde_json::from_str(&line)?;
     let mut cursor = hub.cursor(attach.from);
-    note(&stream, &serde_json::json!({"offset": cursor.offset, "skipped": 0, "end": hub.end()}))?;
+    note(stream, &serde_json::json!({"offset": cursor.offset, "skipped": 0, "end": hub.end()}))?;
     let typed = Arc::clone(input);
-    let gone = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let gone = Arc::new(AtomicBool::new(false));
     let (left, waker) = (Arc::clone(&gone), Arc::clone(hub));
     std::thread::Builder::new().name("typist".into()).stack_size(STACK_BYTES).spawn(move || {
         let mut bytes = [0; 512];
         while let Ok(count @ 1..) = reader.read(&mut bytes) {
             typed(bytes.get(..count).unwrap_or_default());
         }
-        left.store(true, Ordering::Release);
-        waker.grew.notify_all();
+        waker.leave(&left);
     })?;
     let mut out = Vec::new();
     while !gone.load(Ordering::Acquire) {
         // The reader's end wakes us, so there is nothing to poll for.
-        let Some(chunk) = hub.next(&mut cursor, Duration::from_secs(3600)) else { continue };
-        if gone.load(Ordering::Acquire) {
-            break;
-        }
+        let Some(chunk) = hub.next_unless(&gone, &mut cursor, Duration::from_secs(3600)) else { continue };
         let end = chunk == Chunk::Closed;
-        write_chunk(&stream, chunk, &mut out)?;
+        write_chunk(stream, chunk, &mut out)?;
         if end {
             break;
         }
         std::thread::sleep(GATHER);
     }
-    let _ = stream.shutdown(std::net::Shutdown::Both);
     Ok(())
 }
 
@@ -446,5 +465,19 @@ mod tests {
         hub.close();
         assert_eq!(next(), (FRAME_NOTE, r#"{"closed":"the guest is off"}"#.into()));
         assert_eq!(*typed.lock().unwrap(), b"keys");
+    }
+
+    #[test]
+    fn a_viewer_that_was_given_up_sees_the_end_of_its_connection() {
+        let hub = ConsoleHub::new(SCROLLBACK_BYTES);
+        hub.push(&[b'x'; SCROLLBACK_BYTES]);
+        let (near, mut far) = UnixStream::pair().unwrap();
+        far.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        far.write_all(b"{\"from\":null}\n").unwrap();
+        let input: Typed = Arc::new(|_: &[u8]| {});
+        assert!(view(&near, &hub, &input, Duration::from_millis(50)).is_err(), "it does not read");
+        let mut rest = Vec::new();
+        far.read_to_end(&mut rest).unwrap();
+        assert!(rest.len() < SCROLLBACK_BYTES, "what was on its way, and then the end");
     }
 }
