@@ -26,7 +26,7 @@ use super::{
     irq::{IrqLine, MsiSink},
     layout::{self, slot},
     log::GuestLog,
-    memory::GuestRam,
+    memory::{GuestRam, HostRegion},
     pci::{
         DevFn,
         root::{AddressPort, DataPort, PciRoot, Placement},
@@ -46,12 +46,21 @@ use super::{
         rng::Rng,
         worker::Worker,
     },
-    vm::Vm,
 };
 use crate::spec::{DiskBus, GuestSpec};
 
 /// The port of the CD drive on the HBA.
 pub const CD_PORT: u8 = 5;
+
+/// What the devices are plugged into: KVM in the product, a recorder in tests.
+pub trait Board: Placement + MsiSink {
+    /// The interrupt controllers' input `number`, 0 to 15.
+    fn set_irq(&self, number: u32, high: bool);
+    /// Declares the video RAM; `place_video_ram` says where it is.
+    fn set_video_ram(&self, region: &HostRegion);
+    /// Which pages of video RAM the guest has written since the last call, one bit a page; empty while it is not mapped.
+    fn take_dirty_video(&self) -> Vec<u64>;
+}
 
 /// What devices are made of, beside the specification.
 pub struct DeviceFiles {
@@ -94,7 +103,7 @@ pub struct Devices {
 impl Devices {
     /// Makes and wires all devices. Threads exist, parked, when this returns; no vCPU runs yet.
     pub fn new(
-        vm: &Arc<Vm>,
+        board: &Arc<dyn Board>,
         ram: &GuestRam,
         spec: &GuestSpec,
         facts: &MachineFacts,
@@ -103,21 +112,22 @@ impl Devices {
         log: &GuestLog,
     ) -> io::Result<Devices> {
         let (pio, mmio) = (Arc::new(Bus::default()), Arc::new(Bus::default()));
-        let isa = {
-            let vm = Arc::clone(vm);
-            IsaPins::new(move |number| vm.irq_line(number))
-        };
+        let isa = IsaPins::new(|number| {
+            let board = Arc::clone(board);
+            IrqLine::new(move |high| board.set_irq(number, high))
+        });
         let pm = PmBlock::new(isa.join(layout::IRQ_SCI), Clock::monotonic())?;
         let pm_base = Arc::new(AtomicU16::new(layout::PM_BASE));
         let router = PirqRouter::default();
-        let placement = Arc::clone(vm) as Arc<dyn Placement>;
-        let mut root = PciRoot::new(Arc::clone(&pio), Arc::clone(&mmio), placement, Arc::clone(vm) as Arc<dyn MsiSink>);
+        let (placement, messages): (Arc<dyn Placement>, Arc<dyn MsiSink>) =
+            (Arc::clone(board) as _, Arc::clone(board) as _);
+        let mut root = PciRoot::new(Arc::clone(&pio), Arc::clone(&mmio), placement, messages);
         add_chipset(&mut root, &router, &isa, &pm, &pm_base, &pio);
 
         let vga = Vga::new()?;
-        vm.set_video_ram(&vga.lock().unwrap_or_else(PoisonError::into_inner).vram());
+        board.set_video_ram(&vga.lock().unwrap_or_else(PoisonError::into_inner).vram());
         root.add(DevFn::new(slot::VGA, 0), IrqLine::unconnected(), 0, |_| vga::pci_function(&vga));
-        let dirty = Arc::clone(vm);
+        let dirty = Arc::clone(board);
         let screen = Screen::new(Arc::clone(&vga), Box::new(move || dirty.take_dirty_video()));
 
         let faults = HostFaults::new({
@@ -340,3 +350,6 @@ pub fn boot_order(spec: &GuestSpec) -> Vec<BootDevice> {
     order.push(BootDevice::AhciCd { port: CD_PORT });
     order
 }
+
+#[cfg(test)]
+mod tests;

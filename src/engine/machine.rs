@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     boot::{self, DirectBoot, StartMode, StartState},
-    devices::{DeviceFiles, Devices, Listeners, boot_order},
+    devices::{Board, DeviceFiles, Devices, Listeners, boot_order},
     facts::{MachineFacts, pci_memory_64},
     layout,
     log::GuestLog,
@@ -92,7 +92,8 @@ impl Machine {
             }
         };
         let device_files = DeviceFiles { disks: files.disks, cd: files.cd, network: files.network, vga_rom };
-        let devices = Devices::new(&vm, &ram, spec, &facts, device_files, listeners, log)?;
+        let board: Arc<dyn Board> = Arc::clone(&vm) as _;
+        let devices = Devices::new(&board, &ram, spec, &facts, device_files, listeners, log)?;
         let mut machine = Machine { vcpus: Vec::new(), devices, vm, ram, facts, image };
         machine.vm.remember_power_on()?;
         let start = machine.load()?;

@@ -18,8 +18,9 @@ use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
+    devices::Board,
     event::Event,
-    irq::{IrqLine, MsiMessage, MsiSink},
+    irq::{MsiMessage, MsiSink},
     layout,
     memory::{Gpa, GuestRam, HostRegion},
     pci::root::Placement,
@@ -90,34 +91,6 @@ impl Vm {
         self.add_slot(at.0, region.bytes() as u64, region.host_address(), KVM_MEM_READONLY)?;
         self.slots().roms.push(region.clone());
         Ok(())
-    }
-
-    /// Declares the video RAM; `place_video_ram` says where it is.
-    pub fn set_video_ram(&self, region: &HostRegion) {
-        let mut slots = self.slots();
-        let slot = slots.next;
-        slots.next += 1;
-        slots.video = Some(VideoSlot { slot, region: region.clone(), at: None });
-    }
-
-    /// Which pages of video RAM the guest has written since the last call, one bit a page; empty while it is not mapped.
-    pub fn take_dirty_video(&self) -> Vec<u64> {
-        let slots = self.slots();
-        match &slots.video {
-            Some(video) if video.at.is_some() => {
-                self.fd.get_dirty_log(video.slot, video.region.bytes()).unwrap_or_default()
-            }
-            _ => Vec::new(),
-        }
-    }
-
-    /// The interrupt controllers' input `gsi`, 0 to 23.
-    pub fn irq_line(self: &Arc<Vm>, gsi: u32) -> IrqLine {
-        let vm = Arc::clone(self);
-        IrqLine::new(move |high| {
-            // Refused only for a pin that is not there, which is our own mistake.
-            let _ = vm.fd.set_irq_line(gsi, high);
-        })
     }
 
     /// The processor features that this host gives to guests.
@@ -232,6 +205,30 @@ fn report_emulation_failures(fd: &VmFd) {
     let mut cap = kvm_enable_cap { cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE, ..Default::default() };
     cap.args[0] = 1;
     let _ = fd.enable_cap(&cap);
+}
+
+impl Board for Vm {
+    fn set_irq(&self, number: u32, high: bool) {
+        // Refused only for a pin that is not there, which is our own mistake.
+        let _ = self.fd.set_irq_line(number, high);
+    }
+
+    fn set_video_ram(&self, region: &HostRegion) {
+        let mut slots = self.slots();
+        let slot = slots.next;
+        slots.next += 1;
+        slots.video = Some(VideoSlot { slot, region: region.clone(), at: None });
+    }
+
+    fn take_dirty_video(&self) -> Vec<u64> {
+        let slots = self.slots();
+        match &slots.video {
+            Some(video) if video.at.is_some() => {
+                self.fd.get_dirty_log(video.slot, video.region.bytes()).unwrap_or_default()
+            }
+            _ => Vec::new(),
+        }
+    }
 }
 
 impl MsiSink for Vm {

@@ -7,8 +7,6 @@ pub mod net;
 pub mod pci;
 pub mod queue;
 pub mod rng;
-#[cfg(test)]
-pub(crate) mod testing;
 pub mod worker;
 
 use std::sync::{
@@ -133,3 +131,6 @@ impl Interrupts {
         self.take_isr();
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -1,0 +1,382 @@
+//! The machine without KVM: what firmware does to it is replayed from `tests/golden/traces`, and what it is, is compared.
+
+use std::{
+    io::{Seek, Write},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::*;
+use crate::{
+    engine::{
+        bus::{BusView, Effect, Width},
+        event::Event,
+        facts::tests::sample,
+        irq::MsiMessage,
+        memory::Gpa,
+        pci::BarKind,
+    },
+    spec::{DiskSpec, NetworkBackend, NetworkSpec, tests::sample as sample_spec},
+    types::{Id, MacAddr},
+};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const DISK_BYTES: u64 = 1 << 20;
+
+/// Stands in for KVM.
+#[derive(Default)]
+struct Recorder {
+    video_at: Mutex<Option<u64>>,
+    doorbells: Mutex<Vec<u64>>,
+}
+
+impl Placement for Recorder {
+    fn place_video_ram(&self, at: Option<u64>) {
+        *self.video_at.lock().unwrap() = at;
+    }
+    fn place_doorbell(&self, _: &Event, at: u64, on: bool) {
+        let mut doorbells = self.doorbells.lock().unwrap();
+        if on { doorbells.push(at) } else { doorbells.retain(|other| *other != at) }
+    }
+}
+
+impl MsiSink for Recorder {
+    fn send(&self, _: MsiMessage) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Board for Recorder {
+    fn set_irq(&self, _: u32, _: bool) {}
+    fn set_video_ram(&self, _: &HostRegion) {}
+    fn take_dirty_video(&self) -> Vec<u64> {
+        Vec::new()
+    }
+}
+
+struct Rig {
+    devices: Devices,
+    board: Arc<Recorder>,
+    ram: GuestRam,
+    pio: BusView,
+    mmio: BusView,
+    _network: UnixStream,
+}
+
+/// `pc-1` with two processors, a virtio disk, an AHCI disk, a network and an empty CD drive.
+fn rig(memory_bytes: u64) -> Rig {
+    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false };
+    let network = NetworkSpec { mac: MacAddr([0x52, 0x54, 0, 1, 2, 3]), backend: NetworkBackend::Passt };
+    let spec = GuestSpec {
+        cpus: 2,
+        memory_bytes,
+        disks: vec![disk(DiskBus::Virtio), disk(DiskBus::Ahci)],
+        network: Some(network),
+        ..sample_spec()
+    };
+    let image = || {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"BOOT").unwrap();
+        file.rewind().unwrap();
+        file.set_len(DISK_BYTES).unwrap();
+        file
+    };
+    let (near, far) = UnixStream::pair().unwrap();
+    let files = DeviceFiles {
+        disks: vec![image(), image()],
+        cd: None,
+        network: Some(near.into()),
+        vga_rom: Some(vec![0x55; 512]),
+    };
+    let listeners = Listeners { host_fault: Arc::new(|_| ()), addresses: Arc::new(|_| ()) };
+    let facts = MachineFacts { cpus: 2, memory_bytes, boot_order: boot_order(&spec), ..sample() };
+    let board = Arc::new(Recorder::default());
+    let seen: Arc<dyn Board> = Arc::clone(&board) as _;
+    let ram = GuestRam::new(memory_bytes).unwrap();
+    let log = GuestLog::new(tempfile::tempfile().unwrap());
+    let devices = Devices::new(&seen, &ram, &spec, &facts, files, &listeners, &log).unwrap();
+    let (pio, mmio) = (devices.pio.view(), devices.mmio.view());
+    Rig { devices, board, ram, pio, mmio, _network: far }
+}
+
+/// Where an access goes.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Port(u64, Width),
+    Config { address: u64, register: u64, width: Width },
+    Memory(u64, Width),
+    Ram(u64),
+}
+
+fn number(text: &str) -> u64 {
+    u64::from_str_radix(text, 16).unwrap_or_else(|_| panic!("{text} is not a number"))
+}
+
+/// The place and the words after it.
+fn place<'a>(words: &'a [&'a str]) -> (Place, &'a [&'a str]) {
+    if words[0] == "ram" {
+        return (Place::Ram(number(words[1])), &words[2..]);
+    }
+    let width = Width::from_bytes(number(words[1]) as usize).unwrap();
+    let place = match words[0] {
+        "port" => Place::Port(number(words[2]), width),
+        "mmio" => Place::Memory(number(words[2]), width),
+        "config" => {
+            let (function, register) = words[2].split_once(':').unwrap();
+            let (slot, function) = function.split_once('.').unwrap();
+            let register = number(register);
+            let address = 1 << 31 | number(slot) << 11 | number(function) << 8 | register & 0xfc;
+            Place::Config { address, register, width }
+        }
+        other => panic!("no place {other}"),
+    };
+    (place, &words[3..])
+}
+
+impl Rig {
+    fn read(&mut self, place: Place) -> u64 {
+        match place {
+            Place::Port(at, width) => self.pio.read(at, width),
+            Place::Memory(at, width) => self.mmio.read(at, width),
+            Place::Config { address, register, width } => {
+                assert_eq!(self.pio.write(0xcf8, Width::B4, address), Effect::None);
+                self.pio.read(0xcfc + (register & 3), width)
+            }
+            Place::Ram(at) => self.ram.get_u16(Gpa(at)).unwrap().into(),
+        }
+    }
+
+    fn write(&mut self, place: Place, value: u64) {
+        let effect = match place {
+            Place::Port(at, width) => self.pio.write(at, width, value),
+            Place::Memory(at, width) => self.mmio.write(at, width, value),
+            Place::Config { address, register, width } => {
+                assert_eq!(self.pio.write(0xcf8, Width::B4, address), Effect::None);
+                self.pio.write(0xcfc + (register & 3), width, value)
+            }
+            Place::Ram(at) => {
+                self.ram.write(Gpa(at), &[value as u8]).unwrap();
+                Effect::None
+            }
+        };
+        assert_eq!(effect, Effect::None, "{place:?}");
+    }
+
+    fn misses(&self) -> u64 {
+        self.devices.pio.misses() + self.devices.mmio.misses()
+    }
+
+    /// Carries out one line of a trace.
+    fn step(&mut self, line: &str) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (mode, words) = match words[0] {
+            mode @ ("absent" | "poll") => (mode, &words[1..]),
+            _ => ("", &words[..]),
+        };
+        let (place, rest) = place(words);
+        let (what, values) = (rest[0], rest[1..].iter().map(|value| number(value)).collect::<Vec<_>>());
+        let before = self.misses();
+        if mode == "absent" {
+            return self.nobody_answers(place, what, &values, before);
+        }
+        let end = Instant::now() + if mode == "poll" { DEADLINE } else { Duration::ZERO };
+        match (what, place) {
+            ("r", Place::Ram(at)) => {
+                let expected: Vec<u8> = values.iter().map(|value| *value as u8).collect();
+                loop {
+                    let mut seen = vec![0; expected.len()];
+                    self.ram.read(Gpa(at), &mut seen).unwrap();
+                    if seen == expected {
+                        break;
+                    }
+                    assert!(Instant::now() < end, "{seen:x?} and not {expected:x?}");
+                    thread::sleep(Duration::from_micros(100));
+                }
+            }
+            ("w", Place::Ram(at)) => {
+                (at..).zip(values).for_each(|(at, value)| self.write(Place::Ram(at), value));
+            }
+            ("r", _) => loop {
+                let seen = self.read(place);
+                if values.first().is_none_or(|expected| seen == *expected) {
+                    break;
+                }
+                assert!(Instant::now() < end, "{seen:#x}");
+                thread::sleep(Duration::from_micros(100));
+            },
+            ("w", _) => values.into_iter().for_each(|value| self.write(place, value)),
+            (other, _) => panic!("no access {other}"),
+        }
+        assert_eq!(self.misses(), before, "no device answered");
+    }
+
+    fn nobody_answers(&mut self, place: Place, what: &str, values: &[u64], before: u64) {
+        if let Place::Config { width, .. } = place {
+            return assert_eq!(self.read(place), width.mask(), "a function is there");
+        }
+        if what == "w" {
+            values.iter().for_each(|value| self.write(place, *value));
+        } else {
+            self.read(place);
+        }
+        assert!(self.misses() > before, "a device answered; the trace says that ours has none");
+    }
+
+    fn replay(&mut self, name: &str) {
+        let text = std::fs::read_to_string(golden(&format!("traces/{name}.txt"))).unwrap();
+        for (number, line) in text.lines().enumerate() {
+            let access = line.split('#').next().unwrap_or_default().trim();
+            if !access.is_empty() {
+                let step = std::panic::AssertUnwindSafe(|| self.step(access));
+                assert!(std::panic::catch_unwind(step).is_ok(), "{name}.txt, line {}: {line}", number + 1);
+            }
+        }
+    }
+
+    /// A file of fw_cfg, through its ports.
+    fn file(&mut self, name: &str) -> Vec<u8> {
+        let byte = |rig: &mut Rig| rig.pio.read(0x511, Width::B1) as u8;
+        let number = |rig: &mut Rig, bytes: usize| (0..bytes).fold(0usize, |sum, _| sum << 8 | usize::from(byte(rig)));
+        self.pio.write(0x510, Width::B2, 0x19);
+        for _ in 0..number(self, 4) {
+            let (bytes, key) = (number(self, 4), number(self, 2));
+            number(self, 2);
+            let found: Vec<u8> = (0..56).map(|_| number(self, 1) as u8).take_while(|byte| *byte != 0).collect();
+            number(self, 55 - found.len());
+            if found == name.as_bytes() {
+                self.pio.write(0x510, Width::B2, key as u64);
+                return (0..bytes).map(|_| number(self, 1) as u8).collect();
+            }
+        }
+        panic!("no file {name}");
+    }
+
+    /// The PM ports that the ACPI tables name.
+    fn pm_ports_in_tables(&mut self) -> [u32; 3] {
+        let tables = self.file("etc/acpi/tables");
+        let fadt = tables.windows(4).position(|word| word == b"FACP").unwrap();
+        [56, 64, 76].map(|at| u32::from_le_bytes(tables[fadt + at..fadt + at + 4].try_into().unwrap()))
+    }
+}
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+#[test]
+fn seabios_finds_every_device_that_it_touches() {
+    let mut rig = rig(256 << 20);
+    assert_eq!(*rig.board.video_at.lock().unwrap(), None);
+    rig.replay("seabios-pc");
+    assert_eq!(*rig.board.video_at.lock().unwrap(), Some(0xfd00_0000));
+    assert_eq!(rig.pm_ports_in_tables(), [0x600, 0x604, 0x608]);
+    assert_eq!(rig.file("vgaroms/vgabios-stdvga.bin").len(), 512);
+}
+
+#[test]
+fn ovmf_finds_every_device_that_it_touches() {
+    let mut rig = rig(512 << 20);
+    rig.replay("ovmf-pc");
+    assert_eq!(*rig.board.video_at.lock().unwrap(), Some(0x8000_0000));
+    assert_eq!(rig.pm_ports_in_tables(), [0xb000, 0xb004, 0xb008], "the tables follow the PM block");
+    assert_eq!(*rig.board.doorbells.lock().unwrap(), [0xe0_0000_3000]);
+}
+
+#[test]
+fn seabios_reads_a_sector_from_virtio() {
+    let mut rig = rig(256 << 20);
+    rig.replay("seabios-virtio-blk");
+    assert_eq!(*rig.board.doorbells.lock().unwrap(), [0xfe00_3000]);
+}
+
+#[test]
+fn a_reset_lets_the_firmware_begin_anew() {
+    let mut rig = rig(256 << 20);
+    for _ in 0..3 {
+        for trace in ["seabios-pc", "ovmf-pc"] {
+            rig.replay(trace);
+            rig.replay("seabios-virtio-blk");
+            rig.devices.hold();
+            rig.devices.reset();
+            rig.devices.release();
+            assert_eq!(*rig.board.video_at.lock().unwrap(), None);
+            assert_eq!(*rig.board.doorbells.lock().unwrap(), [0u64; 0]);
+        }
+    }
+}
+
+/// One function a paragraph: identity, BARs, capabilities byte by byte.
+fn describe(rig: &Rig) -> String {
+    let mut root = rig.devices.pci.lock().unwrap();
+    let mut out = String::new();
+    for at in (0..32).flat_map(|slot| (0..8).map(move |function| DevFn::new(slot, function))) {
+        let mut get = |register: u8, width| root.read(at, register, width);
+        if get(0, Width::B2) == 0xffff {
+            continue;
+        }
+        out += &format!(
+            "{:02x}.{} {:04x}:{:04x} class {:06x} revision {:02x} subsystem {:04x}:{:04x} pin {} header {:02x}\n",
+            at.slot(),
+            at.function(),
+            get(0x00, Width::B2),
+            get(0x02, Width::B2),
+            get(0x08, Width::B4) >> 8,
+            get(0x08, Width::B1),
+            get(0x2c, Width::B2),
+            get(0x2e, Width::B2),
+            get(0x3d, Width::B1),
+            get(0x0e, Width::B1),
+        );
+        out += &bars(&mut root, at);
+        out += &capabilities(&mut root, at);
+    }
+    out
+}
+
+fn bars(root: &mut PciRoot, at: DevFn) -> String {
+    let mut out = String::new();
+    let mut index = 0;
+    while index < 6 {
+        let register = 0x10 + 4 * index;
+        root.write(at, register, Width::B4, 0xffff_ffff);
+        let probe = root.read(at, register, Width::B4);
+        root.write(at, register, Width::B4, 0);
+        let (kind, mask) = match probe & 0xf {
+            1 => (BarKind::Io, !3),
+            0 => (BarKind::Registers, !15),
+            4 => (BarKind::Registers64, !15),
+            _ => (BarKind::Ram, !15),
+        };
+        if probe != 0 {
+            out += &format!("  bar {index} {kind:?} {:#x}\n", (!(probe & mask) & 0xffff_ffff) + 1);
+        }
+        index += if kind == BarKind::Registers64 && probe != 0 { 2 } else { 1 };
+    }
+    out
+}
+
+fn capabilities(root: &mut PciRoot, at: DevFn) -> String {
+    const MSIX: u64 = 0x11;
+    let mut out = String::new();
+    let mut offset = root.read(at, 0x34, Width::B1) as u8;
+    while offset != 0 {
+        let bytes = match root.read(at, offset, Width::B1) {
+            MSIX => 12,
+            _ => root.read(at, offset + 2, Width::B1) as u8,
+        };
+        let hex: Vec<String> =
+            (0..bytes).map(|index| format!("{:02x}", root.read(at, offset + index, Width::B1))).collect();
+        out += &format!("  capability {offset:02x}: {}\n", hex.join(" "));
+        offset = root.read(at, offset + 1, Width::B1) as u8;
+    }
+    out
+}
+
+#[test]
+fn the_machine_pc_1_is_what_it_was() {
+    let found = describe(&rig(16 << 20));
+    let expected = std::fs::read_to_string(golden("pc-1.txt")).unwrap_or_default();
+    assert!(found == expected, "tests/golden/pc-1.txt is a promise to guests that exist. Now the machine is:\n{found}");
+}
