@@ -1,6 +1,9 @@
 //! The `innkeeper` command: reads the command line, takes on the role it names, gives the exit code.
 
-#![expect(unsafe_code, reason = "inherited descriptors are claimed and malloc is set up, once, before anything else runs")]
+#![expect(
+    unsafe_code,
+    reason = "inherited descriptors are claimed and malloc is set up, once, before anything else runs"
+)]
 
 use std::{
     io,

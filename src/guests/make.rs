@@ -87,7 +87,7 @@ impl Guests {
             .make_disks(plans, move |tx, plans| {
                 rows::insert(tx, &row)?;
                 plans.iter().try_for_each(|plan| rows::insert_disk(tx, &plan.row))?;
-                users::audit(tx, &who_text, "", "create_guest", row.name.as_str(), "")
+                users::audit(tx, &who_text, "", "create_guest", row.name.as_str(), row.id.as_str())
             })
             .await?;
         self.finish(who, (id.clone(), name), copies, wanted.start, true).await?;
@@ -111,7 +111,7 @@ impl Guests {
                 rows::update(tx, &row)?;
                 gone.iter().try_for_each(|disk| rows::delete_disk(tx, disk))?;
                 plans.iter().try_for_each(|plan| rows::insert_disk(tx, &plan.row))?;
-                users::audit(tx, &who_text, "", "change_guest", row.name.as_str(), "")
+                users::audit(tx, &who_text, "", "change_guest", row.name.as_str(), row.id.as_str())
             })
             .await?;
         disks::remove(&self.0.state_dir, &removed);

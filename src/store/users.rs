@@ -283,14 +283,22 @@ pub fn audit(tx: &Tx, who: &str, address: &str, action: &str, subject: &str, det
 
 /// Newest first.
 pub fn audit_trail(tx: &Tx, at_most: u32) -> Result<Vec<AuditRow>> {
-    tx.all("SELECT * FROM audit ORDER BY id DESC LIMIT ?1", [at_most], |row| {
-        Ok(AuditRow {
-            at_ms: get(row, "at_ms")?,
-            who: get(row, "who")?,
-            address: get(row, "address")?,
-            action: get(row, "action")?,
-            subject: get(row, "subject")?,
-            detail: get(row, "detail")?,
-        })
+    tx.all("SELECT * FROM audit ORDER BY id DESC LIMIT ?1", [at_most], audit_row)
+}
+
+/// What was done to one guest, newest first. Lines about a guest have its id as their detail, because its name can change.
+pub fn audit_of_guest(tx: &Tx, guest: &Id, at_most: u32) -> Result<Vec<AuditRow>> {
+    let sql = "SELECT * FROM audit WHERE detail = ?1 ORDER BY id DESC LIMIT ?2";
+    tx.all(sql, params![guest.as_str(), at_most], audit_row)
+}
+
+fn audit_row(row: &Row) -> rusqlite::Result<AuditRow> {
+    Ok(AuditRow {
+        at_ms: get(row, "at_ms")?,
+        who: get(row, "who")?,
+        address: get(row, "address")?,
+        action: get(row, "action")?,
+        subject: get(row, "subject")?,
+        detail: get(row, "detail")?,
     })
 }

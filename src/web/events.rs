@@ -1,6 +1,7 @@
 //! Live pages: one stream of server-sent events a page. Something changed, so the page's live parts are drawn again and sent if they differ.
 //!
-//! Nothing is polled: a stream sleeps until the broadcast of changes wakes it. It ends with the login and with the server.
+//! A stream sleeps until the broadcast of changes wakes it; only a guest's log, which an engine writes, is looked at by the clock.
+//! It ends with the login and with the server.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -20,7 +21,9 @@ use tokio_util::bytes::Bytes;
 use super::{
     State,
     guard::Viewer,
-    guests, home, images, tasks,
+    guests,
+    guests::LivePart,
+    home, images, tasks,
     view::{Live, Tab, event},
 };
 use crate::{
@@ -35,6 +38,8 @@ pub fn routes(app: &mut web::ServiceConfig) {
 
 /// A comment this often keeps proxies and browsers from giving up.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How often the page of a guest's log looks at it.
+const LOOK_AT_LOG: Duration = Duration::from_secs(2);
 /// Changes come in bursts; one drawing serves them all.
 const GATHER: Duration = Duration::from_millis(100);
 /// Numbers of events, for all streams.
@@ -45,14 +50,20 @@ static NEXT_EVENT: AtomicU64 = AtomicU64::new(1);
 pub enum Scope {
     Home,
     Guests,
-    Guest(Id),
+    Guest(Id, LivePart),
     Images,
     Tasks,
     Task(Id),
 }
 
 impl Scope {
-    fn parse(text: &str) -> Result<Scope> {
+    /// `tab` is which page of a guest.
+    fn parse(text: &str, tab: &str) -> Result<Scope> {
+        let part = match tab {
+            "overview" | "" => LivePart::Overview,
+            "log" => LivePart::Log,
+            _ => LivePart::Head,
+        };
         let bad = || Error::new(ErrorKind::Invalid, "There are no events of that kind.");
         Ok(match text.split_once(':') {
             None => match text {
@@ -62,10 +73,14 @@ impl Scope {
                 "tasks" => Scope::Tasks,
                 _ => return Err(bad()),
             },
-            Some(("guest", id)) => Scope::Guest(id.parse().map_err(|_| bad())?),
+            Some(("guest", id)) => Scope::Guest(id.parse().map_err(|_| bad())?, part),
             Some(("task", id)) => Scope::Task(id.parse().map_err(|_| bad())?),
             Some(_) => return Err(bad()),
         })
+    }
+
+    fn heartbeat(&self) -> Duration {
+        if matches!(self, Scope::Guest(_, LivePart::Log)) { LOOK_AT_LOG } else { HEARTBEAT }
     }
 
     /// Whether the page shows what changed.
@@ -73,11 +88,11 @@ impl Scope {
         match (self, change) {
             (Scope::Home, _) => true,
             (Scope::Guests, Change::Guest(_)) => true,
-            (Scope::Guest(shown), Change::Guest(changed)) => shown == changed,
+            (Scope::Guest(shown, _), Change::Guest(changed)) => shown == changed,
             (Scope::Images, Change::Images) => true,
             (Scope::Tasks, Change::Task(_)) => true,
             (Scope::Task(shown), Change::Task(changed)) => shown == changed,
-            (Scope::Guests | Scope::Guest(_) | Scope::Images | Scope::Tasks | Scope::Task(_), _) => false,
+            (Scope::Guests | Scope::Guest(..) | Scope::Images | Scope::Tasks | Scope::Task(_), _) => false,
         }
     }
 
@@ -89,7 +104,7 @@ impl Scope {
             Scope::Tasks => tasks::tasks_page(state, who, state.quiet_chrome(who, Tab::Tasks)).await?.fragments(),
             Scope::Task(id) => tasks::task_page(state, who, state.quiet_chrome(who, Tab::Tasks), id).await?.fragments(),
             Scope::Guests => return guests::list_fragments(state, who).await,
-            Scope::Guest(id) => return guests::guest_fragments(state, who, id.as_str()).await,
+            Scope::Guest(id, part) => return guests::guest_fragments(state, who, id.as_str(), *part).await,
         };
         drawn.map_err(|error| Error::internal("This page could not be drawn.", error))
     }
@@ -99,6 +114,8 @@ impl Scope {
 struct EventsQuery {
     #[serde(default)]
     scope: String,
+    #[serde(default)]
+    tab: String,
 }
 
 struct PageStream {
@@ -107,25 +124,27 @@ struct PageStream {
     scope: Scope,
     changes: Receiver<Change>,
     last_sent: Option<u64>,
+    log_length: Option<u64>,
 }
 
 async fn page_events(state: web::Data<State>, who: Viewer, query: web::Query<EventsQuery>) -> Result<HttpResponse> {
-    let scope = Scope::parse(&query.scope)?;
+    let scope = Scope::parse(&query.scope, &query.tab)?;
     // Listened to before the first drawing, so that no change falls between.
     let changes = state.changes.listen();
-    let first = PageStream { state, who, scope, changes, last_sent: None };
+    let first = PageStream { state, who, scope, changes, last_sent: None, log_length: None };
     Ok(sse(stream::unfold(first, |mut page| async move { Some((Ok(page.next().await?), page)) })))
 }
 
 impl PageStream {
     /// The next bytes to send; `None` at the end. At once the first time: the page may be older than its stream.
     async fn next(&mut self) -> Option<Bytes> {
-        let mut heartbeat = Instant::now() + HEARTBEAT;
+        let mut heartbeat = Instant::now() + self.scope.heartbeat();
         let mut stale = self.last_sent.is_none();
         loop {
             if !stale {
                 match wait(&self.state, &self.who, &mut self.changes, heartbeat).await {
                     Woken::End => return None,
+                    Woken::Heartbeat if self.log_grew().await => stale = true,
                     Woken::Heartbeat => return Some(Bytes::from_static(b": here\n\n")),
                     Woken::Lagged => stale = true,
                     Woken::Changed(change) => stale = self.scope.shows(&change),
@@ -154,8 +173,16 @@ impl PageStream {
             if before != now && !html.is_empty() {
                 return Some(Bytes::from(event(NEXT_EVENT.fetch_add(1, Relaxed), &html)));
             }
-            heartbeat = Instant::now() + HEARTBEAT;
+            heartbeat = Instant::now() + self.scope.heartbeat();
         }
+    }
+
+    /// Whether the log that this page shows is another one than at the last look.
+    async fn log_grew(&mut self) -> bool {
+        let Scope::Guest(id, LivePart::Log) = &self.scope else { return false };
+        let Ok((tail, before)) = self.state.guests.log_tail(id).await else { return false };
+        let length = before.saturating_add(tail.len() as u64);
+        std::mem::replace(&mut self.log_length, Some(length)) != Some(length)
     }
 }
 
@@ -230,13 +257,13 @@ mod tests {
     #[test]
     fn a_scope_is_woken_by_what_it_shows() {
         let id = Id::random();
-        let scope = Scope::parse(&format!("task:{id}")).unwrap();
+        let scope = Scope::parse(&format!("task:{id}"), "").unwrap();
         assert!(scope.shows(&Change::Task(id.clone())));
         assert!(!scope.shows(&Change::Task(Id::random())));
         assert!(!scope.shows(&Change::Guest(id)));
-        assert!(Scope::parse("home").unwrap().shows(&Change::Images));
+        assert!(Scope::parse("home", "").unwrap().shows(&Change::Images));
         for bad in ["", "guest", "guest:", "guest:x y", "task", "nonsense:1", "images:1"] {
-            assert!(Scope::parse(bad).is_err(), "{bad}");
+            assert!(Scope::parse(bad, "").is_err(), "{bad}");
         }
     }
 }

@@ -151,18 +151,20 @@ async fn delete(who: Operator, state: Data<State>, id: Path<String>, body: Bytes
     Ok(HttpResponse::NoContent().finish())
 }
 
-async fn act(_: Operator, state: Data<State>, path: Path<(String, String)>) -> Result<HttpResponse> {
+async fn act(who: Operator, state: Data<State>, path: Path<(String, String)>) -> Result<HttpResponse> {
     let (id, action) = path.into_inner();
     let event = event_of(&action)?;
     let guest = state.guests.get(&id).await?;
     state.guests.act(&guest.row.id, event).await?;
+    state.audit_guest(&who, &action, &guest.row).await?;
     Ok(HttpResponse::Ok().json(guest_json(&state.guests.get(guest.row.id.as_str()).await?)))
 }
 
-async fn change_cd(_: Operator, state: Data<State>, id: Path<String>, body: Bytes) -> Result<HttpResponse> {
+async fn change_cd(who: Operator, state: Data<State>, id: Path<String>, body: Bytes) -> Result<HttpResponse> {
     let guest = state.guests.get(&id).await?;
     let wanted: api::ChangeCd = json(&body)?;
     state.guests.change_cd(&guest.row.id, wanted.image.as_deref()).await?;
+    state.audit_guest(&who, "change_cd_of", &guest.row).await?;
     Ok(HttpResponse::Ok().json(guest_json(&state.guests.get(guest.row.id.as_str()).await?)))
 }
 

@@ -12,7 +12,9 @@ use super::{
     form::Form,
     guard::{Caller, Operator, Viewer},
     guest_api::event_of,
-    guest_forms as forms, host,
+    guest_forms as forms,
+    home::done_words,
+    host,
     page::{form_status, html, local_path, see_other},
     view::{self, FieldErrors, GuestFields, GuestTab, Level, Live, Tab},
 };
@@ -22,7 +24,10 @@ use crate::{
         Guest,
         lifecycle::{Event, State as GuestState},
     },
-    store::{guests::BootKind, users::Role},
+    store::{
+        guests::BootKind,
+        users::{self, AuditRow, Role},
+    },
     types::{Id, now_ms, show_size},
 };
 
@@ -30,6 +35,8 @@ use crate::{
 const THUMBNAIL_WIDTH: u32 = 320;
 /// The end of the scrollback that a page without JavaScript shows.
 const SCROLLBACK_SHOWN_BYTES: usize = 16 << 10;
+/// Lines of a guest's history on its page.
+const EVENTS_SHOWN: u32 = 12;
 
 pub fn routes(app: &mut web::ServiceConfig) {
     app.route("/guests", web::get().to(list))
@@ -213,8 +220,10 @@ pub async fn list_page(state: &State, caller: &Caller, query: &str) -> Result<vi
 }
 
 /// `/guests/{id}`.
-pub fn guest_page(state: &State, caller: &Caller, guest: &Guest) -> view::GuestPage {
-    view::GuestPage {
+async fn guest_page(state: &State, caller: &Caller, guest: &Guest) -> Result<view::GuestPage> {
+    let id = guest.row.id.clone();
+    let events = state.store.reading(move |tx| users::audit_of_guest(tx, &id, EVENTS_SHOWN)).await?;
+    Ok(view::GuestPage {
         chrome: state.quiet_chrome(caller, Tab::Guests),
         guest: head(guest, caller, GuestTab::Overview),
         words: words(guest),
@@ -222,7 +231,19 @@ pub fn guest_page(state: &State, caller: &Caller, guest: &Guest) -> view::GuestP
         disks: disk_lines(state, guest),
         cd: cd_words(guest),
         gauges: Vec::new(),
-        events: Vec::new(),
+        events: events.into_iter().map(event_line).collect(),
+    })
+}
+
+/// A line of the guest's history: "Started", "Changed CD".
+fn event_line(row: AuditRow) -> view::EventLine {
+    let words = done_words(&row.action);
+    view::EventLine {
+        at: view::Moment::new(row.at_ms, now_ms()),
+        level: Level::Ok,
+        text: words.trim_end_matches(" guest").trim_end_matches(" of").replace(" cd", " CD"),
+        subject: None,
+        who: Some(row.who),
     }
 }
 
@@ -236,12 +257,29 @@ async fn log_page(state: &State, caller: &Caller, guest: &Guest) -> Result<view:
     })
 }
 
-/// What changes on the pages of one guest, for its stream.
+/// What is live on one of the pages of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LivePart {
+    Overview,
+    Log,
+    /// The header alone: on all other pages.
+    Head,
+}
+
+/// What changes on a page of one guest, for its stream.
 ///
 /// Errors: `NotFound` when the guest is gone.
-pub async fn guest_fragments(state: &State, caller: &Caller, id: &str) -> Result<String> {
+pub async fn guest_fragments(state: &State, caller: &Caller, id: &str, part: LivePart) -> Result<String> {
     let guest = state.guests.get(id).await?;
-    let drawn = guest_page(state, caller, &guest).fragments();
+    let drawn = match part {
+        LivePart::Overview => guest_page(state, caller, &guest).await?.fragments(),
+        LivePart::Log => log_page(state, caller, &guest).await?.fragments(),
+        LivePart::Head => {
+            let chrome = state.quiet_chrome(caller, Tab::Guests);
+            let head = head(&guest, caller, GuestTab::Console);
+            view::GuestHeadPart { chrome: &chrome, guest: &head }.fragments()
+        }
+    };
     drawn.map_err(|error| Error::internal("This page could not be drawn.", error))
 }
 
@@ -321,7 +359,7 @@ async fn create(who: Operator, state: Data<State>, form: Form) -> Result<HttpRes
 
 async fn overview(who: Viewer, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
     let guest = state.guests.get(&id).await?;
-    let page = guest_page(&state, &who, &guest);
+    let page = guest_page(&state, &who, &guest).await?;
     html(StatusCode::OK, &view::GuestPage { chrome: state.chrome(&who, Tab::Guests), ..page })
 }
 
@@ -400,6 +438,7 @@ async fn change_cd(who: Operator, state: Data<State>, id: Path<String>, form: Fo
     let back = format!("/guests/{}/hardware", guest.row.id);
     match state.guests.change_cd(&guest.row.id, Some(form.get("image"))).await {
         Ok(()) => {
+            state.audit_guest(&who, "change_cd_of", &guest.row).await?;
             state.flash(&who, Level::Ok, "The CD is changed.");
             Ok(see_other(&back))
         }
@@ -476,9 +515,12 @@ async fn act(who: Operator, state: Data<State>, path: Path<(String, String)>, fo
     let (id, action) = path.into_inner();
     let event = event_of(&action)?;
     let guest = state.guests.get(&id).await?;
-    if let Err(error) = state.guests.act(&guest.row.id, event).await {
-        tracing::info!(guest = %guest.row.id, action, error = %error.for_log(), "a guest does not do as asked");
-        state.flash(&who, Level::Missing, format!("{}: {error}", guest.row.name));
+    match state.guests.act(&guest.row.id, event).await {
+        Ok(()) => state.audit_guest(&who, &action, &guest.row).await?,
+        Err(error) => {
+            tracing::info!(guest = %guest.row.id, action, error = %error.for_log(), "a guest does not do as asked");
+            state.flash(&who, Level::Missing, format!("{}: {error}", guest.row.name));
+        }
     }
     let back = match local_path(form.get("back")) {
         "/" if form.get("back") != "/" => format!("/guests/{}", guest.row.id),
@@ -490,6 +532,18 @@ async fn act(who: Operator, state: Data<State>, path: Path<(String, String)>, fo
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_history_of_a_guest_says_what_was_done_to_it() {
+        let text = |action: &str| {
+            let [who, address, subject, detail] = ["boss", "", "web01", "abcd2345"].map(str::to_owned);
+            event_line(AuditRow { at_ms: 0, who, address, action: action.to_owned(), subject, detail }).text
+        };
+        assert_eq!(
+            ["create_guest", "poweroff_guest", "change_cd_of_guest"].map(text),
+            ["Created", "Powered off", "Changed CD"]
+        );
+    }
 
     #[test]
     fn what_a_guest_prints_cannot_move_the_cursor_of_a_page() {

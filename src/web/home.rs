@@ -27,25 +27,50 @@ const EVENTS_SHOWN: u32 = 8;
 pub async fn home_page(state: &State, who: &Caller, chrome: Chrome) -> Result<HomePage> {
     let events = state.store.reading(|tx| users::audit_trail(tx, EVENTS_SHOWN)).await?;
     let now = now_ms();
+    let guests = state.guests.list().await?;
+    let path = |row: &AuditRow| {
+        let about = guests.iter().find(|guest| guest.row.id.as_str() == row.detail)?;
+        Some(format!("/guests/{}", about.row.id))
+    };
     Ok(HomePage {
         chrome,
         needs: host::needs(state).await,
         gauges: host::gauges(state),
-        guests: state.guests.list().await?.iter().map(|guest| guests::line(guest, who)).collect(),
+        guests: guests.iter().map(|guest| guests::line(guest, who)).collect(),
         tasks: state.tasks.list().await?.into_iter().take(TASKS_SHOWN).map(|row| tasks::line(row, who)).collect(),
-        events: events.into_iter().map(|row| event_line(row, now)).collect(),
+        events: events.into_iter().map(|row| (path(&row), row)).map(|(path, row)| event_line(row, path, now)).collect(),
     })
 }
 
-/// One line of the audit trail: "create user bob".
-pub fn event_line(row: AuditRow, now: i64) -> EventLine {
-    EventLine {
-        at: Moment::new(row.at_ms, now),
-        level: Level::Ok,
-        text: format!("{} {}", row.action.replace('_', " "), row.subject),
-        subject: None,
-        who: Some(row.who),
-    }
+/// One line of the audit trail: "Deleted user bob", with a link where there is still something to see.
+fn event_line(row: AuditRow, path: Option<String>, now: i64) -> EventLine {
+    let (text, subject) = match path {
+        Some(path) => (done_words(&row.action), Some((row.subject, path))),
+        None => (format!("{} {}", done_words(&row.action), row.subject), None),
+    };
+    EventLine { at: Moment::new(row.at_ms, now), level: Level::Ok, text, subject, who: Some(row.who) }
+}
+
+/// An action of the audit trail, once it is done: "create_user" as "Created user".
+pub fn done_words(action: &str) -> String {
+    let (verb, object) = action.split_once('_').unwrap_or((action, ""));
+    let verb = match verb {
+        "create" => "Created",
+        "change" => "Changed",
+        "delete" => "Deleted",
+        "start" => "Started",
+        "shutdown" => "Shut down",
+        "poweroff" => "Powered off",
+        "reset" => "Reset",
+        "pause" => "Paused",
+        "resume" => "Resumed",
+        "fetch" => "Fetched",
+        "register" => "Added",
+        "upload" => "Uploaded",
+        "set" => "Set",
+        _ => return action.replace('_', " "),
+    };
+    format!("{verb} {}", object.replace('_', " ")).trim_end().to_owned()
 }
 
 async fn home(state: web::Data<State>, request: HttpRequest) -> Result<HttpResponse> {
@@ -59,4 +84,17 @@ async fn home(state: web::Data<State>, request: HttpRequest) -> Result<HttpRespo
 async fn about(state: web::Data<State>, who: Viewer) -> Result<HttpResponse> {
     let chrome = state.chrome(&who, Tab::About);
     html(StatusCode::OK, &AboutPage { chrome, version: env!("CARGO_PKG_VERSION"), packages: assets::packages() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_done_is_said_in_words() {
+        assert_eq!(done_words("create_user"), "Created user");
+        assert_eq!(done_words("shutdown_guest"), "Shut down guest");
+        assert_eq!(done_words("set_up"), "Set up");
+        assert_eq!(done_words("something_else"), "something else");
+    }
 }

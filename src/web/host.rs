@@ -140,7 +140,9 @@ fn load() -> Option<u64> {
     whole.parse::<u64>().ok()?.checked_mul(100)?.checked_add(part.parse().ok()?)
 }
 
-fn networks(status: &NetworkStatus) -> Vec<NetworkLine> {
+/// `modes` are those of all guests.
+fn networks(status: &NetworkStatus, modes: &[String]) -> Vec<NetworkLine> {
+    let guests = |mode: &str| modes.iter().filter(|other| *other == mode).count();
     let mut lines = Vec::new();
     let problems = status.problems.join(" ");
     if let Some(nat) = &status.nat {
@@ -154,7 +156,7 @@ fn networks(status: &NetworkStatus) -> Vec<NetworkLine> {
             name: nat.bridge.clone(),
             kind: "NAT",
             subnet,
-            guests: 0,
+            guests: guests("nat"),
             level,
             note: problems.clone(),
         });
@@ -163,7 +165,7 @@ fn networks(status: &NetworkStatus) -> Vec<NetworkLine> {
         name: bridge.clone(),
         kind: "bridge",
         subnet: String::new(),
-        guests: 0,
+        guests: guests(&format!("bridge:{bridge}")),
         level: Level::Ok,
         note: String::new(),
     }));
@@ -172,7 +174,7 @@ fn networks(status: &NetworkStatus) -> Vec<NetworkLine> {
             name: "nat".into(),
             kind: "NAT",
             subnet: String::new(),
-            guests: 0,
+            guests: guests("nat"),
             level: Level::Missing,
             note: problems,
         });
@@ -200,12 +202,13 @@ fn facts(state: &State) -> Vec<Fact> {
 
 async fn host_page(state: &State, chrome: Chrome) -> Result<HostPage> {
     let certificate = &state.certificate;
+    let modes: Vec<String> = state.guests.list().await?.iter().map(|guest| guest.row.network.to_string()).collect();
     Ok(HostPage {
         chrome,
         findings: state.findings.get(&state.host).await?.into_iter().map(shown).collect(),
         facts: facts(state),
         gauges: gauges(state),
-        networks: networks(&network_status(state).await?),
+        networks: networks(&network_status(state).await?, &modes),
         ca_fingerprint: fingerprint(&certificate.ca_sha256),
         leaf_fingerprint: fingerprint(&certificate.leaf_sha256),
         names: certificate.names.clone(),

@@ -60,6 +60,7 @@ fn line(listed: &Listed) -> ImageLine {
             ImageKind::Disk => ShownKind::Disk,
             ImageKind::Kernel | ImageKind::Initrd | ImageKind::Other => ShownKind::File,
         },
+        ready: row.ready,
         size: Bytes(row.size_bytes),
         sha256: row.sha256.clone(),
         added: Moment::new(row.created_ms, now_ms()),

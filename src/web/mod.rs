@@ -37,13 +37,14 @@ use self::{
 };
 use crate::{
     auth::Auth,
-    changes::Changes,
+    changes::{Change, Changes},
     error::{Error, Result},
     guests::Guests,
     host_client::HostClient,
     images::Images,
     store::{
         Store,
+        guests::GuestRow,
         users::{self, Role},
     },
     tasks::Tasks,
@@ -114,6 +115,13 @@ impl State {
         let (who, address) = (caller.name.clone(), caller.address.to_string());
         let (action, subject, detail) = (action.to_owned(), shorten(subject), shorten(detail));
         self.store.writing(move |tx| users::audit(tx, &who, &address, &action, &subject, &detail)).await
+    }
+
+    /// Adds a line about a guest, which its page shows at once.
+    pub async fn audit_guest(&self, caller: &Caller, action: &str, guest: &GuestRow) -> Result<()> {
+        self.audit(caller, &format!("{action}_guest"), guest.name.as_str(), guest.id.as_str()).await?;
+        self.changes.tell(Change::Guest(guest.id.clone()));
+        Ok(())
     }
 
     fn take_flash(&self, caller: &Caller) -> Option<Flash> {

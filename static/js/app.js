@@ -2,6 +2,7 @@
 
 import "htmx.org"; // puts itself on window, where its extension looks for it
 import "htmx.org/dist/ext/hx-sse.js";
+import "./follow.js";
 import "./time-ago.js";
 import "./image-upload.js";
 import "./live.js";

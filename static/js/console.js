@@ -1,5 +1,6 @@
 // What the two consoles share: a WebSocket that comes back by itself, words about it, full screen, a way out of the keyboard.
 
+import { loggedOut } from "./session.js";
 import { clock } from "./words.js";
 
 const RETRY_MIN_MS = 500;
@@ -60,8 +61,13 @@ export class GuestConsole extends HTMLElement {
     if (this.off) return this.tell("off", this.offWords());
     this.lostAt ??= clock();
     this.tell("lost", `Connection lost since ${this.lostAt}, trying again`);
-    this.retry = setTimeout(() => this.connect(), this.retryMs);
+    this.retry = setTimeout(() => this.again(), this.retryMs);
     this.retryMs = Math.min(this.retryMs * 2, RETRY_MAX_MS);
+  }
+
+  async again() {
+    if (await loggedOut()) this.tell("out", "You are logged out");
+    else this.connect();
   }
 
   offWords() {

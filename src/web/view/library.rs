@@ -35,6 +35,8 @@ pub struct ImageLine {
     pub id: String,
     pub name: String,
     pub kind: ImageKind,
+    /// Its file is complete.
+    pub ready: bool,
     pub size: Bytes,
     /// Lower-case hexadecimal, when known.
     pub sha256: Option<String>,

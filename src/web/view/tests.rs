@@ -125,6 +125,7 @@ fn pages() -> Vec<(String, String)> {
         id: "i1".into(),
         name: HOSTILE.into(),
         kind: ImageKind::Cd,
+        ready: true,
         size: Bytes(1),
         sha256: Some(HOSTILE.into()),
         added: then(),
