@@ -25,8 +25,6 @@ use crate::{
 };
 
 const QUEUE_SIZE: u16 = 256;
-const RX: usize = 0;
-const TX: usize = 1;
 /// `struct virtio_net_hdr_v1` (virtio 1.2, 5.1.6).
 const HEADER_BYTES: usize = 12;
 const NUM_BUFFERS_OFFSET: u64 = 10;
@@ -350,8 +348,8 @@ mod tests {
     };
 
     const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 1, 2, 3]);
-    const RX_QUEUE: u16 = RX as u16;
-    const TX_QUEUE: u16 = TX as u16;
+    const RX_QUEUE: u16 = 0;
+    const TX_QUEUE: u16 = 1;
     /// Where frames to send are; buffers for received ones are at `BUFFERS`, 4 KiB each.
     const OUT: u64 = BUFFERS + 0x10_0000;
 

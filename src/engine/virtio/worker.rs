@@ -337,7 +337,8 @@ mod tests {
         let (worker, counts) = worker();
         let (tell, told) = mpsc::channel();
         let rounds = 3_000;
-        let jobs: [Box<dyn Fn(&Worker, u64) + Send>; 3] = [
+        type Job = Box<dyn Fn(&Worker, u64) + Send>;
+        let jobs: [Job; 3] = [
             Box::new(|worker, _| {
                 worker.hold();
                 worker.release();
