@@ -459,7 +459,8 @@ impl PowerOn {
             regs: fd.get_regs().map_err(named("cannot read the registers"))?,
             sregs: fd.get_sregs().map_err(named("cannot read the system registers"))?,
             fpu: fd.get_fpu().map_err(named("cannot read the floating point registers"))?,
-            xcrs: fd.get_xcrs().ok(),
+            // A host without XSAVE says there are none, and takes none.
+            xcrs: fd.get_xcrs().ok().filter(|xcrs| xcrs.nr_xcrs > 0),
             debug: fd.get_debug_regs().ok(),
             lapic: fd.get_lapic().map_err(named("cannot read the local interrupt controller"))?,
             mp_state: fd.get_mp_state().map_err(named("cannot read the run state"))?,
