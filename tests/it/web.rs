@@ -229,6 +229,24 @@ fn a_token_does_what_its_user_may_without_cookie_or_origin() {
 }
 
 #[test]
+fn the_api_says_which_content_type_it_takes() {
+    let app = TestApp::start();
+    let mut client = app.administrator();
+    client.get("/users");
+    let secret = client.call("POST", "/api/v1/tokens", &json!({"name": "ci"})).json();
+    let bearer = format!("Bearer {}", secret["token"].as_str().unwrap());
+    let mut script = app.client();
+    let form = [("authorization", bearer.as_str()), ("content-type", "application/x-www-form-urlencoded")];
+    for path in ["/api/v1/guests", "/api/v1/users", "/api/v1/images"] {
+        let answer = script.send("POST", path, &form, br#"{"name":"web01"}"#);
+        assert_eq!((answer.status, answer.header("content-type")), (422, Some("application/problem+json")), "{path}");
+        assert!(answer.text().contains("Content-Type: application/json"), "{}", answer.text());
+    }
+    let empty = script.send("POST", "/api/v1/guests", &form[..1], b"");
+    assert!(empty.status == 422 && empty.text().contains("application/json"), "{}", empty.text());
+}
+
+#[test]
 fn the_own_password_is_changed_with_the_old_one() {
     let app = TestApp::start();
     let mut client = app.administrator();
