@@ -38,7 +38,7 @@ fn serve(place: &PlaceArgs, args: &ServeArgs) -> Outcome {
     start_log();
     let config = ServeConfig {
         state: cli::default_state_dir(place)?,
-        run: cli::run_dir(place),
+        run: cli::run_dir(place)?,
         listen: parse_address(&args.listen)?,
     };
     Ok(hostd::serve(&config)?)
