@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     error::Result,
-    store::users::{self, AuditRow},
+    store::users::{self, AuditRow, Role},
     types::now_ms,
 };
 
@@ -25,7 +25,7 @@ const EVENTS_SHOWN: u32 = 8;
 
 /// The page as it is now, for the whole or its live parts.
 pub async fn home_page(state: &State, who: &Caller, chrome: Chrome) -> Result<HomePage> {
-    let events = state.store.reading(|tx| users::audit_trail(tx, EVENTS_SHOWN)).await?;
+    let events = events_for(state, who).await?;
     let now = now_ms();
     Ok(HomePage {
         chrome,
@@ -45,6 +45,14 @@ pub fn event_line(row: AuditRow, now: i64) -> EventLine {
         text: format!("{} {}", row.action.replace('_', " "), row.subject),
         subject: None,
         who: Some(row.who),
+    }
+}
+
+/// The end of the audit trail; it names users and addresses, so only administrators see it.
+async fn events_for(state: &State, who: &Caller) -> Result<Vec<AuditRow>> {
+    match who.role {
+        Role::Administrator => state.store.reading(|tx| users::audit_trail(tx, EVENTS_SHOWN)).await,
+        Role::Operator | Role::Viewer => Ok(Vec::new()),
     }
 }
 

@@ -338,3 +338,17 @@ fn a_user_of_another_process_comes_in_at_once() {
     admin::reset_password(app.state.path(), "ops", "another one").unwrap();
     assert_eq!(client.get("/api/v1/session").status, 401, "a reset password ends the login");
 }
+
+#[test]
+fn the_events_of_home_are_for_administrators() {
+    let app = TestApp::start();
+    let mut ada = app.administrator();
+    ada.get("/users");
+    ada.call("POST", "/api/v1/users", &json!({"name": "vic", "role": "viewer", "password": PASSWORD}));
+    let shows = |client: &mut Client| client.get("/").text().contains("user vic");
+    assert!(shows(&mut ada));
+    let mut vic = app.client();
+    vic.log_in("vic", PASSWORD);
+    assert!(!shows(&mut vic));
+    assert_eq!(vic.get("/").status, 200);
+}
