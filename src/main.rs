@@ -61,6 +61,7 @@ fn run_web(args: &WebArgs) -> Outcome {
     let role = WebRole {
         state_dir: args.state_dir.clone(),
         run_dir: args.run_dir.clone(),
+        announce: args.announce,
         hostd: take(spawn::WEB_HOSTD_FD)?,
         listener: TcpListener::from(take(spawn::WEB_LISTENER_FD)?),
         api: UnixListener::from(take(spawn::WEB_API_FD)?),

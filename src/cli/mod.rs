@@ -97,6 +97,9 @@ pub struct WebArgs {
     pub state_dir: PathBuf,
     #[arg(long)]
     pub run_dir: PathBuf,
+    /// Say where the server is and make the set-up link: at the first start of the web role, not when it is started again.
+    #[arg(long)]
+    pub announce: bool,
 }
 
 /// Why a command did not do its work.

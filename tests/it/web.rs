@@ -61,6 +61,16 @@ fn the_set_up_link_makes_one_administrator_once() {
 }
 
 #[test]
+fn a_set_up_link_that_was_given_out_survives_a_restart_of_the_web_role() {
+    let app = TestApp::start();
+    app.client();
+    let token = admin::setup_token(app.state.path()).unwrap();
+    let app = app.restart();
+    let page = app.client().get(&format!("/setup?token={token}"));
+    assert!(page.text().contains("name=\"password_again\""), "{}", page.text());
+}
+
+#[test]
 fn the_cookie_is_bound_to_this_server_and_out_of_reach_of_scripts() {
     let app = TestApp::start();
     app.administrator();
