@@ -190,6 +190,9 @@ pub struct SetArgs {
     /// Boot by this firmware.
     #[arg(long, value_enum)]
     firmware: Option<FirmwareArg>,
+    /// Boot the built-in test guest.
+    #[arg(long, conflicts_with_all = ["kernel", "initrd", "firmware"])]
+    test_guest: bool,
     /// nat, user, none or bridge:NAME.
     #[arg(long)]
     network: Option<String>,
@@ -408,6 +411,10 @@ fn changed_boot(args: &SetArgs, now: &Boot, find: &dyn Fn(&str) -> Outcome<Strin
     if args.firmware.is_some() {
         return Ok(Some(Boot::Disk { firmware: firmware(args.firmware) }));
     }
+    if args.test_guest {
+        let kept = if let Boot::Test { cmdline } = now { cmdline.clone() } else { String::new() };
+        return Ok(Some(Boot::Test { cmdline: args.cmdline.clone().unwrap_or(kept) }));
+    }
     if args.kernel.is_none() && args.initrd.is_none() && args.cmdline.is_none() {
         return Ok(None);
     }
@@ -528,6 +535,10 @@ mod tests {
         assert_eq!(case("--firmware uefi", &kernel).unwrap(), Some(Boot::Disk { firmware: Firmware::Uefi }));
         assert!(case("--cmdline x", &bios).is_err());
         let test = Boot::Test { cmdline: String::new() };
-        assert_eq!(case("--cmdline flood", &test).unwrap(), Some(Boot::Test { cmdline: "flood".into() }));
+        let flood = Boot::Test { cmdline: "flood".into() };
+        assert_eq!(case("--cmdline flood", &test).unwrap(), Some(flood.clone()));
+        assert_eq!(case("--test-guest", &kernel).unwrap(), Some(test));
+        assert_eq!(case("--test-guest", &flood).unwrap(), Some(flood.clone()));
+        assert_eq!(case("--test-guest --cmdline flood", &bios).unwrap(), Some(flood));
     }
 }
