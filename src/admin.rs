@@ -91,8 +91,11 @@ pub fn check_database(state_dir: &Path) -> Result<Vec<String>> {
     Store::open(state_dir)?.check()
 }
 
-/// Rebuilds the database file; the old one stays beside it under the returned name. The server must not run.
+/// Rebuilds the database file; the old one stays beside it under the returned name.
+///
+/// Errors: `Conflict` while a server runs on this very state.
 pub fn repair_database(state_dir: &Path) -> Result<PathBuf> {
+    let _alone = alone(state_dir)?;
     let (file, new) = (state_dir.join(FILE), state_dir.join(format!("{FILE}.new")));
     let old = state_dir.join(format!("{FILE}.{}", now_ms()));
     let cannot = |error| Error::internal("Cannot replace the database.", error);
@@ -109,6 +112,16 @@ pub fn repair_database(state_dir: &Path) -> Result<PathBuf> {
     fs::rename(&new, &file).map_err(cannot)?;
     Store::open(state_dir)?;
     Ok(old)
+}
+
+/// The lock that a server holds on its state; none starts while this is held.
+fn alone(state_dir: &Path) -> Result<fs::File> {
+    let path = state_dir.join("serve.lock");
+    let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|error| Error::internal(format!("Cannot open {}.", path.display()), error))?;
+    let runs = |_| Error::conflict("A server runs on this state directory. Stop it first; its guests run on.");
+    file.try_lock().map_err(runs)?;
+    Ok(file)
 }
 
 /// Makes a new certificate from the same authority; a running server takes it at its next start.
@@ -141,6 +154,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         create_user(dir.path(), "ada", Role::Administrator, "long enough").unwrap();
         assert_eq!(check_database(dir.path()).unwrap(), Vec::<String>::new());
+        let server = fs::File::create(dir.path().join("serve.lock")).unwrap();
+        server.lock().unwrap();
+        assert_eq!(repair_database(dir.path()).unwrap_err().kind(), ErrorKind::Conflict, "a server runs on it");
+        drop(server);
         let old = repair_database(dir.path()).unwrap();
         assert!(old.exists());
         assert!(has_users(dir.path()).unwrap());

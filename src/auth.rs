@@ -59,7 +59,7 @@ pub struct Auth {
     hashing: Semaphore,
     waiting: Semaphore,
     throttle: Mutex<Throttle>,
-    /// For each login that has been seen since the start.
+    /// For each login and token that has been seen since the start.
     live: Mutex<HashMap<Id, CancellationToken>>,
 }
 
@@ -244,27 +244,27 @@ impl Auth {
         self.set_password(&who.user_id, new, who.login.as_ref()).await
     }
 
-    /// Deletes a user with logins and tokens. The last administrator stays.
+    /// Deletes a user with logins and tokens, and ends what they have open. The last administrator stays.
     pub async fn delete_user(&self, user: &Id) -> Result<UserRow> {
         let id = user.clone();
-        let (row, logins) = self
+        let (row, credentials) = self
             .store
             .writing(move |tx| {
                 let row = users::by_id(tx, &id)?.ok_or_else(|| Error::not_found("There is no such user."))?;
                 keep_one_administrator(tx, &row)?;
-                let logins = users::login_ids(tx, &id)?;
+                let credentials = users::credential_ids(tx, &id)?;
                 users::delete(tx, &id)?;
-                Ok((row, logins))
+                Ok((row, credentials))
             })
             .await?;
-        logins.iter().for_each(|login| self.end(login));
+        credentials.iter().for_each(|credential| self.end(credential));
         Ok(row)
     }
 
     /// Changes what a user may do; streams that are open end, so that they come back with the new role.
     pub async fn set_role(&self, user: &Id, role: Role) -> Result<UserRow> {
         let id = user.clone();
-        let (row, logins) = self
+        let (row, credentials) = self
             .store
             .writing(move |tx| {
                 let row = users::by_id(tx, &id)?.ok_or_else(|| Error::not_found("There is no such user."))?;
@@ -272,10 +272,10 @@ impl Auth {
                     keep_one_administrator(tx, &row)?;
                 }
                 users::set_role(tx, &id, role)?;
-                Ok((row, users::login_ids(tx, &id)?))
+                Ok((row, users::credential_ids(tx, &id)?))
             })
             .await?;
-        logins.iter().for_each(|login| self.end(login));
+        credentials.iter().for_each(|credential| self.end(credential));
         Ok(row)
     }
 
@@ -295,8 +295,9 @@ impl Auth {
         Ok(())
     }
 
-    fn end(&self, login: &Id) {
-        if let Some(ended) = self.live().remove(login) {
+    /// Ends the sockets and streams of a login or a token.
+    fn end(&self, credential: &Id) {
+        if let Some(ended) = self.live().remove(credential) {
             ended.cancel();
         }
     }
@@ -514,6 +515,25 @@ mod tests {
         assert!(!known.ended.is_cancelled());
         assert!(!auth.still_holds(&known).await.unwrap());
         assert!(known.ended.is_cancelled());
+    }
+
+    #[actix_rt::test]
+    async fn a_user_who_goes_or_becomes_another_loses_what_is_open() {
+        let (_dir, _store, auth) = sample();
+        let ada = auth.create_user("ada", Role::Operator, "long enough").await.unwrap();
+        let login = auth.log_in("ada", "long enough", HERE).await.unwrap();
+        let token = auth.create_token(&ada.id, "ci").await.unwrap();
+        let open = async || {
+            let (login, token) = (auth.by_login(&login).await, auth.by_token(&token).await);
+            [login, token].map(|known| known.unwrap().unwrap().ended)
+        };
+        let before = open().await;
+        auth.set_role(&ada.id, Role::Viewer).await.unwrap();
+        assert!(before.iter().all(CancellationToken::is_cancelled), "they come back with the new role");
+        let after = open().await;
+        assert!(!after.iter().any(CancellationToken::is_cancelled));
+        auth.delete_user(&ada.id).await.unwrap();
+        assert!(after.iter().all(CancellationToken::is_cancelled));
     }
 
     #[actix_rt::test]

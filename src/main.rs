@@ -47,7 +47,7 @@ fn serve(place: &PlaceArgs, args: &ServeArgs) -> Outcome {
     start_log();
     let config = ServeConfig {
         state: cli::default_state_dir(place)?,
-        run: cli::run_dir(place),
+        run: cli::run_dir(place)?,
         listen: parse_address(&args.listen)?,
     };
     Ok(hostd::serve(&config)?)
@@ -70,6 +70,7 @@ fn run_web(args: &WebArgs) -> Outcome {
     let role = WebRole {
         state_dir: args.state_dir.clone(),
         run_dir: args.run_dir.clone(),
+        announce: args.announce,
         hostd: take(spawn::WEB_HOSTD_FD)?,
         listener: TcpListener::from(take(spawn::WEB_LISTENER_FD)?),
         api: UnixListener::from(take(spawn::WEB_API_FD)?),

@@ -13,6 +13,8 @@ pub const CPUS_MAX: u32 = 64;
 pub const MEMORY_BYTES_MIN: u64 = 1 << 20;
 pub const MEMORY_BYTES_MAX: u64 = 1 << 40;
 pub const DISKS_MAX: usize = 8;
+/// The controller has six ports; the CD drive is on one.
+pub const AHCI_DISKS_MAX: usize = 5;
 pub const CMDLINE_LEN_MAX: usize = 2047;
 pub const DISK_BYTES_MIN: u64 = 512;
 pub const DISK_BYTES_MAX: u64 = 64 << 40;
@@ -129,6 +131,10 @@ impl GuestSpec {
         if self.disks.len() > DISKS_MAX {
             return bad("disk", format!("A guest has at most {DISKS_MAX} disks."));
         }
+        if self.disks.iter().filter(|disk| disk.bus == DiskBus::Ahci).count() > AHCI_DISKS_MAX {
+            let text = format!("At most {AHCI_DISKS_MAX} disks are on AHCI; put the others on virtio.");
+            return bad("disk", text);
+        }
         match &self.boot {
             Boot::Kernel { cmdline, .. } | Boot::Test { cmdline } => check_cmdline(cmdline)?,
             Boot::Bios | Boot::Uefi => {}
@@ -189,6 +195,17 @@ pub(crate) mod tests {
             spoil(&mut spec);
             assert_eq!(spec.check().unwrap_err().field, field);
         }
+    }
+
+    #[test]
+    fn the_ahci_controller_has_room_for_five_disks_beside_the_cd() {
+        let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false };
+        let mut spec = sample();
+        spec.disks = std::iter::repeat_with(|| disk(DiskBus::Ahci)).take(AHCI_DISKS_MAX).collect();
+        spec.disks.push(disk(DiskBus::Virtio));
+        assert_eq!(spec.check(), Ok(()));
+        spec.disks.push(disk(DiskBus::Ahci));
+        assert_eq!(spec.check().unwrap_err().field, "disk");
     }
 
     #[test]

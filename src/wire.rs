@@ -236,7 +236,7 @@ pub struct EngineStart {
 #[serde(rename_all = "snake_case")]
 pub enum Observed {
     Running,
-    /// `reason` is set when the engine paused by itself: full disk, read error, emulation failure.
+    /// `reason` is set when the engine paused by itself: full disk, read error. (What it cannot emulate ends the guest as failed.)
     Paused {
         reason: Option<String>,
     },

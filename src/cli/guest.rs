@@ -190,6 +190,9 @@ pub struct SetArgs {
     /// Boot by this firmware.
     #[arg(long, value_enum)]
     firmware: Option<FirmwareArg>,
+    /// Boot the built-in test guest.
+    #[arg(long, conflicts_with_all = ["kernel", "initrd", "firmware"])]
+    test_guest: bool,
     /// nat, user, none or bridge:NAME.
     #[arg(long)]
     network: Option<String>,
@@ -336,14 +339,27 @@ fn create(client: &Client, place: &PlaceArgs, args: CreateArgs) -> Outcome {
         disks,
         cdrom: find(args.cdrom.as_ref())?,
         network: args.network,
-        start: args.start,
+        // Asked for below, where its failure is heard.
+        start: false,
     };
     let made: Guest = client.send("POST", "/api/v1/guests", &wanted)?.json()?;
-    settle(client, made, args.json, "created")
+    let made = settle(client, made)?;
+    if !args.json {
+        say(format!("{} created", made.name))?;
+    }
+    let started = if args.start { press(client, made.id.as_str(), "start").map(Some) } else { Ok(None) };
+    if args.json {
+        say_json(&fetch(client, made.id.as_str())?)?;
+    }
+    match started {
+        Ok(Some(guest)) if !args.json => say_state(&guest),
+        Ok(_) => Ok(()),
+        Err(failure) => Err(Failure::failed(format!("{} is created, but does not start: {failure}", made.name))),
+    }
 }
 
-/// Waits for the disks of a guest that was made or changed, and says how it stands.
-fn settle(client: &Client, mut guest: Guest, json: bool, done: &str) -> Outcome {
+/// Waits for the disks of a guest that was made or changed, and passes on what the server warns of.
+fn settle(client: &Client, mut guest: Guest) -> Outcome<Guest> {
     let warnings = std::mem::take(&mut guest.warnings);
     if let Some(task) = guest.task.take() {
         task::wait(client, task.as_str())?;
@@ -352,7 +368,7 @@ fn settle(client: &Client, mut guest: Guest, json: bool, done: &str) -> Outcome 
     for warning in &warnings {
         let _ = writeln!(io::stderr(), "innkeeper: {warning}");
     }
-    if json { say_json(&guest) } else { say(format!("{} {done}", guest.name)) }
+    Ok(guest)
 }
 
 fn firmware(arg: Option<FirmwareArg>) -> Firmware {
@@ -387,13 +403,17 @@ fn set(client: &Client, place: &PlaceArgs, args: SetArgs) -> Outcome {
         return Err(Failure::Usage("nothing to change; \"innkeeper guest set --help\" lists what can be set".into()));
     }
     let guest: Guest = client.send("PATCH", &path(now.id.as_str(), ""), &change)?.json()?;
-    settle(client, guest, false, "changed")
+    say(format!("{} changed", settle(client, guest)?.name))
 }
 
 /// The boot that results from the options given, or nothing when none is about it.
 fn changed_boot(args: &SetArgs, now: &Boot, find: &dyn Fn(&str) -> Outcome<String>) -> Outcome<Option<Boot>> {
     if args.firmware.is_some() {
         return Ok(Some(Boot::Disk { firmware: firmware(args.firmware) }));
+    }
+    if args.test_guest {
+        let kept = if let Boot::Test { cmdline } = now { cmdline.clone() } else { String::new() };
+        return Ok(Some(Boot::Test { cmdline: args.cmdline.clone().unwrap_or(kept) }));
     }
     if args.kernel.is_none() && args.initrd.is_none() && args.cmdline.is_none() {
         return Ok(None);
@@ -418,11 +438,22 @@ fn changed_boot(args: &SetArgs, now: &Boot, find: &dyn Fn(&str) -> Outcome<Strin
 }
 
 fn act(client: &Client, name: &str, action: &str) -> Outcome {
+    say_state(&press(client, name, action)?)
+}
+
+/// The guest after an action. Errors: the server's sentence, or why the guest has failed.
+fn press(client: &Client, name: &str, action: &str) -> Outcome<Guest> {
     let guest: Guest = client.request("POST", &path(name, &format!("/{action}")), None)?.good()?.json()?;
     match (&guest.reason, guest.state) {
         (Some(reason), State::Failed) => Err(Failure::failed(format!("{}: {reason}", guest.name))),
-        (Some(reason), state) => say(format!("{}: {state} ({reason})", guest.name)),
-        (None, state) => say(format!("{}: {state}", guest.name)),
+        _ => Ok(guest),
+    }
+}
+
+fn say_state(guest: &Guest) -> Outcome {
+    match &guest.reason {
+        Some(reason) => say(format!("{}: {} ({reason})", guest.name, guest.state)),
+        None => say(format!("{}: {}", guest.name, guest.state)),
     }
 }
 
@@ -504,6 +535,10 @@ mod tests {
         assert_eq!(case("--firmware uefi", &kernel).unwrap(), Some(Boot::Disk { firmware: Firmware::Uefi }));
         assert!(case("--cmdline x", &bios).is_err());
         let test = Boot::Test { cmdline: String::new() };
-        assert_eq!(case("--cmdline flood", &test).unwrap(), Some(Boot::Test { cmdline: "flood".into() }));
+        let flood = Boot::Test { cmdline: "flood".into() };
+        assert_eq!(case("--cmdline flood", &test).unwrap(), Some(flood.clone()));
+        assert_eq!(case("--test-guest", &kernel).unwrap(), Some(test));
+        assert_eq!(case("--test-guest", &flood).unwrap(), Some(flood.clone()));
+        assert_eq!(case("--test-guest --cmdline flood", &bios).unwrap(), Some(flood));
     }
 }

@@ -12,7 +12,8 @@ pub mod task;
 use std::{
     fmt,
     io::{self, Write},
-    path::PathBuf,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -96,6 +97,9 @@ pub struct WebArgs {
     pub state_dir: PathBuf,
     #[arg(long)]
     pub run_dir: PathBuf,
+    /// Say where the server is and make the set-up link: at the first start of the web role, not when it is started again.
+    #[arg(long)]
+    pub announce: bool,
 }
 
 /// Why a command did not do its work.
@@ -186,25 +190,59 @@ fn client(place: &PlaceArgs) -> Outcome<Client> {
             }
             Target::Url(Url::parse(url, ca.clone(), token)?)
         }
-        _ => Target::Socket(run_dir(place).join("api.sock")),
+        _ => Target::Socket(api_socket(place)),
     };
     Client::new(target)
 }
 
-/// Where the run-time files are: DIR/run with --state, else the system's place for root or this user.
-pub fn run_dir(place: &PlaceArgs) -> PathBuf {
-    if let Some(state) = &place.state {
-        return state.join("run");
+/// Where a server keeps its run-time files: DIR/run with --state, else the place for root or this user.
+///
+/// Errors: as `default_state_dir`.
+pub fn run_dir(place: &PlaceArgs) -> Outcome<PathBuf> {
+    let own = User::now().run_dirs(place).into_iter().next();
+    own.ok_or_else(|| Failure::Usage("there is no home directory; use --state DIR".into()))
+}
+
+/// Where the socket for commands is: of one's own server when it runs, else the system's, which members of the group
+/// innkeeper use.
+fn api_socket(place: &PlaceArgs) -> PathBuf {
+    let user = User::now();
+    let mut sockets: Vec<PathBuf> = user.run_dirs(place).into_iter().map(|dir| dir.join("api.sock")).collect();
+    if place.state.is_none() && !user.root {
+        sockets.push(Path::new(SYSTEM_RUN).join("api.sock"));
     }
-    let system = PathBuf::from("/run/innkeeper");
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(_) if nix::unistd::geteuid().is_root() => system,
-        // A member of the group innkeeper uses the system's server unless one of their own runs.
-        Some(dir) => {
-            let own = PathBuf::from(dir).join("innkeeper");
-            if own.join("api.sock").exists() || !system.join("api.sock").exists() { own } else { system }
+    let answers = |socket: &&PathBuf| UnixStream::connect(socket).is_ok();
+    let found = sockets.iter().find(answers).or(sockets.first());
+    found.cloned().unwrap_or_default()
+}
+
+const SYSTEM_RUN: &str = "/run/innkeeper";
+
+/// What decides where somebody's own server is.
+struct User {
+    root: bool,
+    runtime: Option<PathBuf>,
+    state: Option<PathBuf>,
+}
+
+impl User {
+    fn now() -> User {
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
+        let state = default_state_dir(&PlaceArgs::default()).ok();
+        User { root: nix::unistd::geteuid().is_root(), runtime, state }
+    }
+
+    /// Where the run-time files of one's own server are or would be. A server takes the first; the second is where one is
+    /// that was started without a session, such as by cron.
+    fn run_dirs(&self, place: &PlaceArgs) -> Vec<PathBuf> {
+        match &place.state {
+            Some(state) => vec![state.join("run")],
+            None if self.root => vec![SYSTEM_RUN.into()],
+            None => {
+                let in_session = self.runtime.as_ref().map(|dir| dir.join("innkeeper"));
+                in_session.into_iter().chain(self.state.as_ref().map(|dir| dir.join("run"))).collect()
+            }
         }
-        None => system,
     }
 }
 
@@ -247,6 +285,22 @@ mod tests {
     }
 
     #[test]
+    fn a_server_of_an_ordinary_user_is_in_places_of_that_user() {
+        let here = PlaceArgs::default();
+        let user = |runtime: Option<&str>| User {
+            root: false,
+            runtime: runtime.map(PathBuf::from),
+            state: Some("/home/ada/.local/share/innkeeper".into()),
+        };
+        let in_state = PathBuf::from("/home/ada/.local/share/innkeeper/run");
+        assert_eq!(user(None).run_dirs(&here), [in_state.clone()]);
+        assert_eq!(user(Some("/run/user/7")).run_dirs(&here), [PathBuf::from("/run/user/7/innkeeper"), in_state]);
+        assert_eq!(User { root: true, ..user(Some("/run/user/0")) }.run_dirs(&here), [PathBuf::from(SYSTEM_RUN)]);
+        let named = PlaceArgs { state: Some("/srv/inn".into()), ..PlaceArgs::default() };
+        assert_eq!(user(Some("/run/user/7")).run_dirs(&named), [PathBuf::from("/srv/inn/run")]);
+    }
+
+    #[test]
     fn the_commands_that_scripts_rely_on_are_understood() {
         for line in [
             "serve --listen 0.0.0.0:8443 --state /tmp/s",
@@ -257,6 +311,7 @@ mod tests {
             "guest create f --firmware bios",
             "guest show web01 --json",
             "guest set web01 --cpus 4 --memory 1G",
+            "guest set web01 --test-guest --cmdline flood",
             "guest start web01",
             "guest shutdown web01",
             "guest poweroff web01",
@@ -294,6 +349,7 @@ mod tests {
             "guest create x --cpus -1",
             "guest create x --initrd i",
             "guest create x --test-guest --kernel k",
+            "guest set x --test-guest --firmware bios",
             "guest create x --firmware coreboot",
             "guest cd x",
             "guest cd x a.iso --eject",

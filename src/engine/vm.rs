@@ -1,4 +1,4 @@
-//! The KVM virtual machine: memory slots, interrupt controllers, doorbells. With `vcpu.rs` the only file that names kvm-ioctls.
+//! The KVM virtual machine: memory slots, interrupt controllers, doorbells. Only this, `vcpu.rs` and `start_state.rs` name kvm-ioctls.
 
 #![expect(unsafe_code, reason = "KVM memory slots take host addresses")]
 

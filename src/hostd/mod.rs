@@ -89,6 +89,7 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
         web: None,
         unheard: gone,
         failures: 0,
+        announced: false,
     };
     hostd.run().map_err(internal)
 }
@@ -105,6 +106,8 @@ struct Hostd {
     /// Ends of engines that no web role has heard of yet.
     unheard: Vec<(Id, EngineEnd)>,
     failures: u32,
+    /// A web role that is started again says nothing, and leaves the set-up link as it is.
+    announced: bool,
 }
 
 struct Web {
@@ -183,7 +186,9 @@ impl Hostd {
             listener: self.listener.as_fd().try_clone_to_owned()?,
             api: self.api.as_fd().try_clone_to_owned()?,
             run_as: self.web_user,
+            announce: !self.announced,
         })?;
+        self.announced = true;
         self.web = Some(Web { child, socket: ours, started: Instant::now() });
         // Ends that nobody heard of come before the answer to the first question.
         self.tell();

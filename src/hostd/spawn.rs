@@ -45,6 +45,8 @@ pub struct Web<'a> {
     pub api: OwnedFd,
     /// User and group to become.
     pub run_as: Option<u32>,
+    /// Tell people where the server is and how to get in.
+    pub announce: bool,
 }
 
 /// Starts the web role; its log goes where ours goes.
@@ -57,6 +59,9 @@ pub fn web(web: Web<'_>) -> io::Result<Child> {
     let mut command = Command::new(SELF);
     command.arg0("innkeeper").arg("web").arg("--state-dir").arg(web.state).arg("--run-dir").arg(web.run);
     command.stdin(Stdio::null());
+    if web.announce {
+        command.arg("--announce");
+    }
     if let Some(id) = web.run_as {
         // With a user, std also empties the list of supplementary groups.
         command.uid(id).gid(id);

@@ -181,6 +181,12 @@ pub fn login_ids(tx: &Tx, user_id: &Id) -> Result<Vec<Id>> {
     tx.all("SELECT id FROM logins WHERE user_id = ?1", [user_id.as_str()], |row| parsed(row, "id"))
 }
 
+/// Of everything that the user comes in with: logins and API tokens.
+pub fn credential_ids(tx: &Tx, user_id: &Id) -> Result<Vec<Id>> {
+    let sql = "SELECT id FROM logins WHERE user_id = ?1 UNION ALL SELECT id FROM tokens WHERE user_id = ?1";
+    tx.all(sql, [user_id.as_str()], |row| parsed(row, "id"))
+}
+
 #[derive(Debug, Clone)]
 pub struct TokenRow {
     pub id: Id,

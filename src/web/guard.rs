@@ -32,6 +32,9 @@ use crate::{
 
 /// Multipart bodies go to this path only; its handler checks the first field itself, because the file comes after it.
 pub const UPLOAD_PATH: &str = "/images/upload";
+/// What "curl -d" sends when it is not told otherwise.
+const NO_FORM: &str = "This came as a form. The API takes JSON with the header \"Content-Type: application/json\", and an \
+     uploaded file with \"Content-Type: application/octet-stream\".";
 /// The group whose members may use the Unix socket.
 const HOST_GROUP: &str = "innkeeper";
 
@@ -262,6 +265,9 @@ async fn read_form(request: &mut ServiceRequest, csrf: &str) -> Result<()> {
                 return Err(Error::new(ErrorKind::Invalid, "The form is too long."));
             }
             body.extend_from_slice(&chunk);
+            if request.path().starts_with("/api/") && !body.is_empty() {
+                return Err(Error::new(ErrorKind::Invalid, NO_FORM));
+            }
         }
         Some(Form::parse(&body)?)
     } else {

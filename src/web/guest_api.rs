@@ -108,6 +108,12 @@ pub fn event_of(action: &str) -> Result<Event> {
 
 /// A JSON body. Errors: `Invalid` with what is wrong and where.
 fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T> {
+    if body.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            "This needs a body: JSON, with \"Content-Type: application/json\".",
+        ));
+    }
     serde_json::from_slice(body)
         .map_err(|error| Error::new(ErrorKind::Invalid, format!("The JSON of this request does not fit: {error}.")))
 }

@@ -93,10 +93,9 @@ pub fn create_guest(fields: &GuestFields) -> Result<CreateGuest, FieldErrors> {
         cpus: cpus(fields, &mut errors),
         memory_bytes: memory(fields, &mut errors),
         boot: boot(fields, &mut errors),
-        disks: if fields.boot == "disk" {
-            new_disk(fields, ("disk_size", "disk_image"), &mut errors)
-        } else {
-            Vec::new()
+        disks: match fields.boot.as_str() {
+            "test" => Vec::new(),
+            _ => new_disk(fields, ("disk_size", "disk_image"), &mut errors),
         },
         cdrom: Some(fields.cdrom.clone()).filter(|image| !image.is_empty() && fields.boot != "test"),
         network: network(fields, &mut errors),
@@ -283,6 +282,7 @@ fn host_words() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::DiskBus;
 
     fn fields(change: impl FnOnce(&mut GuestFields)) -> GuestFields {
         let mut fields = GuestFields { name: "web01".into(), ..GuestFields::default() };
@@ -320,6 +320,16 @@ mod tests {
         let wanted = create_guest(&fields(|fields| fields.boot = "test".into())).unwrap();
         assert!(wanted.disks.is_empty());
         assert_eq!(wanted.boot, Some(Boot::Test { cmdline: String::new() }));
+    }
+
+    #[test]
+    fn a_guest_that_starts_a_kernel_gets_its_disk() {
+        let wanted = create_guest(&fields(|fields| {
+            (fields.boot, fields.kernel) = ("kernel".into(), "vmlinuz".into());
+            (fields.disk_size, fields.disk_bus) = ("3G".into(), "ahci".into());
+        }))
+        .unwrap();
+        assert_eq!(wanted.disks, [NewDisk { size_bytes: Some(3 << 30), image: None, bus: Some(DiskBus::Ahci) }]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     error::Result,
-    store::users::{self, AuditRow},
+    store::users::{self, AuditRow, Role},
     types::now_ms,
 };
 
@@ -25,7 +25,7 @@ const EVENTS_SHOWN: u32 = 8;
 
 /// The page as it is now, for the whole or its live parts.
 pub async fn home_page(state: &State, who: &Caller, chrome: Chrome) -> Result<HomePage> {
-    let events = state.store.reading(|tx| users::audit_trail(tx, EVENTS_SHOWN)).await?;
+    let events = events_for(state, who).await?;
     let now = now_ms();
     let guests = state.guests.list().await?;
     let path = |row: &AuditRow| {
@@ -71,6 +71,14 @@ pub fn done_words(action: &str) -> String {
         _ => return action.replace('_', " "),
     };
     format!("{verb} {}", object.replace('_', " ")).trim_end().to_owned()
+}
+
+/// The end of the audit trail; it names users and addresses, so only administrators see it.
+async fn events_for(state: &State, who: &Caller) -> Result<Vec<AuditRow>> {
+    match who.role {
+        Role::Administrator => state.store.reading(|tx| users::audit_trail(tx, EVENTS_SHOWN)).await,
+        Role::Operator | Role::Viewer => Ok(Vec::new()),
+    }
 }
 
 async fn home(state: web::Data<State>, request: HttpRequest) -> Result<HttpResponse> {

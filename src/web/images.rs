@@ -159,7 +159,7 @@ async fn audit(state: &State, who: &Operator, action: &str, subject: &str, resul
 
 // ---- uploads ----
 
-/// Without JavaScript: the fields `csrf`, `name` and then `file`, in this order.
+/// Without JavaScript: the fields `csrf`, `name`, `kind` (may be empty) and then `file`, in this order.
 async fn upload_form(
     state: web::Data<State>,
     who: Operator,
@@ -181,6 +181,7 @@ async fn receive_form(
 ) -> Result<Added> {
     let mut body = Multipart::new(request, payload)?;
     let mut trusted = who.csrf.is_empty();
+    let mut kind = String::new();
     while let Some(part) = body.next_part().await? {
         match (part.name.as_str(), part.file_name) {
             ("csrf", None) => trusted |= body.text().await? == who.csrf,
@@ -191,11 +192,12 @@ async fn receive_form(
                 ));
             }
             ("name", None) => fields.name = body.text().await?,
+            ("kind", None) => kind = body.text().await?,
             ("file", Some(file_name)) => {
                 if file_name.is_empty() {
                     return Err(Error::invalid("file", "Choose a file."));
                 }
-                let new = NewImage { file_name, ..new_image(who, &fields.name, "", "")? };
+                let new = NewImage { file_name, ..new_image(who, &fields.name, "", &kind)? };
                 let mut incoming = state.images.receive(new, None).await?;
                 while let Some(piece) = body.piece().await? {
                     incoming.push(piece).await?;

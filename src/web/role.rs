@@ -37,6 +37,8 @@ pub struct WebRole {
     pub listener: TcpListener,
     /// Bound and listening.
     pub api: UnixListener,
+    /// Say where the server is, and make the set-up link while nobody is set up.
+    pub announce: bool,
 }
 
 /// Handlers never block, so few threads do.
@@ -62,6 +64,7 @@ async fn serve(config: WebRole, background: Handle) -> Result<()> {
     let cannot = |error| Error::internal("Cannot start the server.", error);
     let (listener, api) = (config.listener.try_clone().map_err(cannot)?, config.api.try_clone().map_err(cannot)?);
     let address = listener.local_addr().map_err(cannot)?;
+    let first = config.announce;
     let state = web::Data::new(open(config, background).await?);
     let app = {
         let state = state.clone();
@@ -71,7 +74,9 @@ async fn serve(config: WebRole, background: Handle) -> Result<()> {
     let server = listen::listen(server, listener, api, state.certificate.config.clone(), app).map_err(cannot)?.run();
     let handle = server.handle();
     let serving = actix_rt::spawn(server);
-    announce(&state, address).map_err(cannot)?;
+    if first {
+        announce(&state, address).map_err(cannot)?;
+    }
 
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
@@ -90,17 +95,21 @@ async fn serve(config: WebRole, background: Handle) -> Result<()> {
 
 /// Tells whoever started the server where it is, how the first administrator gets in, and how to know the certificate.
 fn announce(state: &State, address: SocketAddr) -> std::io::Result<()> {
-    let urls = tls::urls(address);
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "Innkeeper {} is at", env!("CARGO_PKG_VERSION"))?;
-    for url in &urls {
-        writeln!(out, "  {url}/")?;
-    }
     // Refused once somebody is set up; then there is nothing to say.
-    if let (Ok(token), Some(url)) = (state.store.write(auth::new_setup_token), urls.first()) {
-        writeln!(out, "Set up the first administrator, once: {url}/setup?token={token}")?;
+    let token = state.store.write(auth::new_setup_token).ok();
+    let text = announcement(&tls::urls(address), token.as_deref(), &fingerprint(&state.certificate.leaf_sha256));
+    std::io::stdout().lock().write_all(text.as_bytes())
+}
+
+fn announcement(urls: &[String], setup_token: Option<&str>, fingerprint: &str) -> String {
+    let mut lines = vec![format!("Innkeeper {} is at", env!("CARGO_PKG_VERSION"))];
+    lines.extend(urls.iter().map(|url| format!("  {url}/")));
+    if let Some(token) = setup_token {
+        lines.push("Set up the first administrator, once:".to_owned());
+        lines.extend(urls.iter().map(|url| format!("  {url}/setup?token={token}")));
     }
-    writeln!(out, "SHA-256 of the certificate: {}", fingerprint(&state.certificate.leaf_sha256))
+    lines.push(format!("SHA-256 of the certificate: {fingerprint}\n"));
+    lines.join("\n")
 }
 
 async fn open(config: WebRole, background: Handle) -> Result<State> {
@@ -138,4 +147,22 @@ async fn open(config: WebRole, background: Handle) -> Result<State> {
         changes,
         store,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_set_up_link_is_there_for_each_address() {
+        let urls = ["https://localhost:8443", "https://192.0.2.7:8443"].map(str::to_owned);
+        let text = announcement(&urls, Some("T"), "AB");
+        for url in &urls {
+            assert!(
+                text.contains(&format!("  {url}/\n")) && text.contains(&format!("  {url}/setup?token=T\n")),
+                "{text}"
+            );
+        }
+        assert!(!announcement(&urls, None, "AB").contains("setup"), "somebody is set up");
+    }
 }

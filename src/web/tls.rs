@@ -114,7 +114,7 @@ pub fn host_names() -> Vec<String> {
     }
     let mut addresses = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
     for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {
-        let Some(address) = interface.address else { continue };
+        let Some(address) = interface.address.filter(|_| !is_ours(&interface.interface_name)) else { continue };
         if let Some(v4) = address.as_sockaddr_in() {
             addresses.push(IpAddr::V4(v4.ip()));
         } else if let Some(v6) = address.as_sockaddr_in6() {
@@ -126,6 +126,11 @@ pub fn host_names() -> Vec<String> {
     names.sort();
     names.dedup();
     names
+}
+
+/// Whether an Innkeeper made this interface: bridges for guests come and go, and nobody reaches the pages by them.
+fn is_ours(interface: &str) -> bool {
+    interface.starts_with("innkeeper") || interface.starts_with("ik-")
 }
 
 /// The host's own name.
@@ -393,6 +398,12 @@ mod tests {
         for address in ["172.32.0.1", "8.8.8.8", "2001:db8::1", "::2"] {
             assert!(!inside(address), "{address}");
         }
+    }
+
+    #[test]
+    fn bridges_and_taps_of_guests_are_no_way_to_the_pages() {
+        assert!(["innkeeper0", "innkeeper12", "ik-abcd2345"].into_iter().all(is_ours));
+        assert!(!["eth0", "br0", "lo", "wlan0", "docker0"].into_iter().any(is_ours));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    fake_engine::{Lab, PICTURE},
+    fake_engine::{Lab, Manners, PICTURE},
     support::eventually,
 };
 
@@ -99,6 +99,20 @@ fn the_console_works_without_a_terminal() {
     assert_eq!(engine.typed(), b"root\n");
     let missing = innkeeper(state, "guest console nobody");
     assert_eq!((missing.code, missing.err.as_str()), (1, "innkeeper: There is no guest \"nobody\".\n"));
+}
+
+#[test]
+fn a_guest_that_is_made_but_does_not_start_is_a_failure() {
+    let lab = Lab::with(Manners { starts: Err("There is no /dev/kvm.".into()), ..Manners::default() });
+    let _client = lab.app.client();
+    let state = lab.app.state.path();
+    let made = innkeeper(state, "guest create t --test-guest --network none --start");
+    assert_eq!((made.code, made.out.as_str()), (1, "t created\n"));
+    assert_eq!(made.err, "innkeeper: t is created, but does not start: There is no /dev/kvm.\n");
+    assert_eq!(innkeeper(state, "guest create u --test-guest --network none --start --json").code, 1);
+    lab.manners(|manners| manners.starts = Ok(()));
+    assert_eq!(well(state, "guest create v --test-guest --network none --start"), "v created\nv: running\n");
+    assert_eq!(json(state, "guest create w --test-guest --network none --start --json")["state"], "running");
 }
 
 #[test]

@@ -145,6 +145,13 @@ fn a_browser_without_javascript_uploads_too() {
     let answer = client.send("POST", "/images/upload", &headers, &body(&csrf, "", &iso()));
     assert_eq!((answer.status, answer.location()), (303, Some("/images")), "{}", answer.text());
     assert_eq!(client.get("/api/v1/images/my-disk.iso").json()["kind"], "iso");
+    let with_kind = |kind: &str| {
+        let name = format!("as-{kind}\r\n--B\r\nContent-Disposition: form-data; name=\"kind\"\r\n\r\n{kind}");
+        body(&csrf, &name, &iso())
+    };
+    assert_eq!(client.send("POST", "/images/upload", &headers, &with_kind("disk")).status, 303);
+    assert_eq!(client.get("/api/v1/images/as-disk").json()["kind"], "disk", "what was chosen is not guessed");
+    assert_eq!(client.send("POST", "/images/upload", &headers, &with_kind("sofa")).status, 422);
 }
 
 /// A server that answers each request with these bytes, and says how many it will send.

@@ -2,6 +2,7 @@
 #![allow(unreachable_pub, reason = "a binary of tests has no outside")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+mod appliance;
 mod cli;
 mod console;
 mod fake_engine;

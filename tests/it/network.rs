@@ -152,6 +152,21 @@ fn two_instances_live_side_by_side_and_take_different_subnets() {
 }
 
 #[test]
+fn a_network_for_guests_leaves_the_certificate_as_it_is() {
+    in_a_network_of_our_own(|| {
+        let names = innkeeper::web::tls::host_names;
+        for (name, address) in
+            [("eth7", "192.168.7.7/24"), ("innkeeper7", "10.77.7.1/24"), ("ik-abcd2345", "10.77.8.1/24")]
+        {
+            ip(&format!("link add name {name} type bridge"));
+            ip(&format!("address add {address} dev {name}"));
+        }
+        assert!(names().contains(&"192.168.7.7".to_owned()), "{:?}", names());
+        assert!(!names().iter().any(|name| name.starts_with("10.77.")), "{:?}", names());
+    });
+}
+
+#[test]
 fn a_subnet_that_the_host_uses_is_not_taken() {
     in_a_network_of_our_own(|| {
         ip("link add lan type bridge");

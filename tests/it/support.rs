@@ -69,7 +69,7 @@ impl TestApp {
             let (far, asked, state) = (far.try_clone().unwrap(), Arc::clone(&asked), state.path().to_owned());
             move || supervise(&far, &asked, &state, host)
         });
-        let role = WebRole { state_dir: state.path().to_owned(), run_dir, hostd: near, listener, api };
+        let role = WebRole { state_dir: state.path().to_owned(), run_dir, hostd: near, listener, api, announce: false };
         let server = Some(std::thread::spawn(move || role::run(role)));
         TestApp { port, state, asked, server, hostd: Some(far), hostd_thread: Some(hostd_thread) }
     }

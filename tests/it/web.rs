@@ -61,6 +61,16 @@ fn the_set_up_link_makes_one_administrator_once() {
 }
 
 #[test]
+fn a_set_up_link_that_was_given_out_survives_a_restart_of_the_web_role() {
+    let app = TestApp::start();
+    app.client();
+    let token = admin::setup_token(app.state.path()).unwrap();
+    let app = app.restart();
+    let page = app.client().get(&format!("/setup?token={token}"));
+    assert!(page.text().contains("name=\"password_again\""), "{}", page.text());
+}
+
+#[test]
 fn the_cookie_is_bound_to_this_server_and_out_of_reach_of_scripts() {
     let app = TestApp::start();
     app.administrator();
@@ -229,6 +239,24 @@ fn a_token_does_what_its_user_may_without_cookie_or_origin() {
 }
 
 #[test]
+fn the_api_says_which_content_type_it_takes() {
+    let app = TestApp::start();
+    let mut client = app.administrator();
+    client.get("/users");
+    let secret = client.call("POST", "/api/v1/tokens", &json!({"name": "ci"})).json();
+    let bearer = format!("Bearer {}", secret["token"].as_str().unwrap());
+    let mut script = app.client();
+    let form = [("authorization", bearer.as_str()), ("content-type", "application/x-www-form-urlencoded")];
+    for path in ["/api/v1/guests", "/api/v1/users", "/api/v1/images"] {
+        let answer = script.send("POST", path, &form, br#"{"name":"web01"}"#);
+        assert_eq!((answer.status, answer.header("content-type")), (422, Some("application/problem+json")), "{path}");
+        assert!(answer.text().contains("Content-Type: application/json"), "{}", answer.text());
+    }
+    let empty = script.send("POST", "/api/v1/guests", &form[..1], b"");
+    assert!(empty.status == 422 && empty.text().contains("application/json"), "{}", empty.text());
+}
+
+#[test]
 fn the_own_password_is_changed_with_the_old_one() {
     let app = TestApp::start();
     let mut client = app.administrator();
@@ -319,4 +347,18 @@ fn a_user_of_another_process_comes_in_at_once() {
     client.log_in("ops", PASSWORD);
     admin::reset_password(app.state.path(), "ops", "another one").unwrap();
     assert_eq!(client.get("/api/v1/session").status, 401, "a reset password ends the login");
+}
+
+#[test]
+fn the_events_of_home_are_for_administrators() {
+    let app = TestApp::start();
+    let mut ada = app.administrator();
+    ada.get("/users");
+    ada.call("POST", "/api/v1/users", &json!({"name": "vic", "role": "viewer", "password": PASSWORD}));
+    let shows = |client: &mut Client| client.get("/").text().contains("user vic");
+    assert!(shows(&mut ada));
+    let mut vic = app.client();
+    vic.log_in("vic", PASSWORD);
+    assert!(!shows(&mut vic));
+    assert_eq!(vic.get("/").status, 200);
 }
