@@ -293,7 +293,7 @@ mod tests {
             state: Some("/home/ada/.local/share/innkeeper".into()),
         };
         let in_state = PathBuf::from("/home/ada/.local/share/innkeeper/run");
-        assert_eq!(user(None).run_dirs(&here), [in_state.clone()]);
+        assert_eq!(user(None).run_dirs(&here).as_slice(), std::slice::from_ref(&in_state));
         assert_eq!(user(Some("/run/user/7")).run_dirs(&here), [PathBuf::from("/run/user/7/innkeeper"), in_state]);
         assert_eq!(User { root: true, ..user(Some("/run/user/0")) }.run_dirs(&here), [PathBuf::from(SYSTEM_RUN)]);
         let named = PlaceArgs { state: Some("/srv/inn".into()), ..PlaceArgs::default() };
