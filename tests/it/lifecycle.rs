@@ -240,6 +240,30 @@ fn a_newer_engine_is_shown_as_running_and_not_as_broken() {
 }
 
 #[test]
+fn a_much_older_engine_runs_on_and_can_only_be_powered_off() {
+    let lab = Lab::start();
+    test_guest(&mut lab.administrator(), "a");
+    lab.manners(|manners| manners.protocol = innkeeper::wire::PROTOCOL.saturating_sub(2));
+    act(&mut lab.administrator(), "a", "start");
+    // As after an upgrade over several releases: another server finds it.
+    let lab = lab.restart();
+    let client = &mut lab.administrator();
+    let found = wait_for(client, "a", "running");
+    assert!(found["reason"].as_str().unwrap().contains("speaks a much older protocol"), "{found}");
+    for action in ["pause", "reset"] {
+        let (status, refused) = act(client, "a", action);
+        assert_eq!(status, 409, "{action}: {refused}");
+        assert!(refused["detail"].as_str().unwrap().contains("much older protocol"), "{action}: {refused}");
+        assert_eq!(show(client, "a")["state"], "running", "{action}");
+    }
+    assert_eq!(lab.engine("a").unwrap().asked(), [], "it is asked nothing that it might take for something else");
+    assert_eq!(act(client, "a", "start").0, 409);
+    assert_eq!(act(client, "a", "poweroff").1["state"], "stopped");
+    lab.manners(|manners| manners.protocol = innkeeper::wire::PROTOCOL);
+    assert_eq!(act(client, "a", "start").1["reason"], Value::Null);
+}
+
+#[test]
 fn a_start_that_is_refused_says_why_and_can_be_tried_again() {
     let lab = Lab::with(Manners { starts: Err("There is no /dev/kvm.".into()), ..Manners::default() });
     let client = &mut lab.administrator();

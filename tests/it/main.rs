@@ -8,6 +8,7 @@ mod console;
 mod fake_engine;
 mod library;
 mod lifecycle;
+mod native;
 mod network;
 mod support;
 mod tidy;

@@ -302,17 +302,7 @@ impl Client {
 impl Client {
     /// A connection on which the test speaks for itself.
     pub fn raw(app: &TestApp) -> RawConnection {
-        use rustls::pki_types::{CertificateDer, pem::PemObject};
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(app.path("tls/ca.pem")).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config =
-            rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
-        let connection = rustls::ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
-        let socket = std::net::TcpStream::connect(("127.0.0.1", app.port)).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        rustls::StreamOwned::new(connection, socket)
+        connect_tls(app.port, &app.path("tls/ca.pem"))
     }
 
     /// The beginning of a request of this login.
@@ -331,6 +321,20 @@ impl Client {
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
         connection
     }
+}
+
+/// A TLS connection to a server on this host that has a certificate of this authority.
+pub fn connect_tls(port: u16, ca: &Path) -> RawConnection {
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
+    let connection = rustls::ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
+    let socket = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    rustls::StreamOwned::new(connection, socket)
 }
 
 /// Reads until `end` has come, byte by byte; what was read.
