@@ -214,16 +214,25 @@ pub async fn list_page(state: &State, caller: &Caller, query: &str) -> Result<vi
         chrome: state.quiet_chrome(caller, Tab::Guests),
         query: query.to_owned(),
         guests: guests.iter().filter(matches).map(|guest| line(guest, caller)).collect(),
-        // A supervisor that does not answer is said where it is needed.
-        obstacle: host::obstacles(state).await.unwrap_or_default().into_iter().next().map(host::shown),
+        obstacle: obstacle(state).await,
     })
+}
+
+/// What keeps guests from running on this host. A supervisor that does not answer is said where it is needed.
+async fn obstacle(state: &State) -> Option<view::Finding> {
+    host::obstacles(state).await.unwrap_or_default().into_iter().next().map(host::shown)
 }
 
 /// `/guests/{id}`.
 async fn guest_page(state: &State, caller: &Caller, guest: &Guest) -> Result<view::GuestPage> {
     let id = guest.row.id.clone();
     let events = state.store.reading(move |tx| users::audit_of_guest(tx, &id, EVENTS_SHOWN)).await?;
+    let obstacle = match guest.status.state.is_live() {
+        true => None,
+        false => obstacle(state).await,
+    };
     Ok(view::GuestPage {
+        obstacle,
         chrome: state.quiet_chrome(caller, Tab::Guests),
         guest: head(guest, caller, GuestTab::Overview),
         words: words(guest),

@@ -203,6 +203,12 @@ pub struct ErrorPage {
     pub request_id: Option<String>,
 }
 
+impl ErrorPage {
+    pub fn leads_home(&self) -> bool {
+        self.next.as_ref().is_some_and(|(_, path)| path == "/")
+    }
+}
+
 /// `/about`: version, licence, and the licences of what the page is made of.
 #[derive(Template)]
 #[template(path = "about.html")]

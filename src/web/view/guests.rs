@@ -262,6 +262,8 @@ pub struct GuestPage {
     pub cd: Option<String>,
     pub gauges: Vec<Gauge>,
     pub events: Vec<EventLine>,
+    /// What keeps this guest from being started on this host.
+    pub obstacle: Option<Finding>,
 }
 
 impl GuestPage {

@@ -109,6 +109,7 @@ fn overview(state: State) -> GuestPage {
         cd: Some(HOSTILE.into()),
         gauges,
         events,
+        obstacle: None,
     }
 }
 
