@@ -18,7 +18,11 @@ class ImageUpload extends HTMLElement {
   }
 
   send(form, file) {
-    const named = new URLSearchParams({ name: form.elements.name.value.trim(), file: file.name });
+    const named = new URLSearchParams({
+      name: form.elements.name.value.trim(),
+      kind: form.elements.kind.value,
+      file: file.name,
+    });
     const request = (this.request = new XMLHttpRequest());
     const bar = this.querySelector("progress");
     const began = performance.now();
@@ -58,7 +62,7 @@ class ImageUpload extends HTMLElement {
   }
 
   busy(on) {
-    for (const field of this.querySelectorAll("input")) field.disabled = on;
+    for (const field of this.querySelectorAll("input, select")) field.disabled = on;
     this.querySelector(".primary").disabled = on;
     this.querySelector(".upload-cancel").hidden = !on;
     this.querySelector("progress").hidden = !on;
