@@ -41,6 +41,7 @@ use crate::{
 
 /// The service user where no user `innkeeper` exists (no systemd-sysusers): outside every range that distributions give out.
 const FALLBACK_ID: u32 = 60_999;
+const ROOT: u32 = 0;
 /// How long the web role may take to end.
 const WEB_END: Duration = Duration::from_millis(1500);
 /// How long the web role of a server that died may take to notice and end.
@@ -63,7 +64,8 @@ pub struct ServeConfig {
 pub fn serve(config: &ServeConfig) -> Result<()> {
     let web_user = web_user();
     prepare(&config.state, 0o750, web_user)?;
-    prepare(&config.run, 0o755, web_user)?;
+    // Not the web role's: what is found here is believed later, such as who an engine is.
+    prepare(&config.run, 0o755, web_user.map(|_| ROOT))?;
     let mut lock = lock(&config.state)?;
     let listener = TcpListener::bind(config.listen).map_err(|error| {
         let remedy = match error.kind() {
