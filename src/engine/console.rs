@@ -51,6 +51,8 @@ struct Log {
     end: u64,
     resets: VecDeque<u64>,
     closed: bool,
+    /// Viewers over the socket.
+    followers: usize,
 }
 
 impl Log {
@@ -78,7 +80,7 @@ pub struct ConsoleHub {
 impl ConsoleHub {
     /// `keep`: bytes of scrollback, reserved as they come.
     pub fn new(keep: usize) -> Arc<ConsoleHub> {
-        let log = Log { ring: VecDeque::new(), keep, end: 0, resets: VecDeque::new(), closed: false };
+        let log = Log { ring: VecDeque::new(), keep, end: 0, resets: VecDeque::new(), closed: false, followers: 0 };
         Arc::new(ConsoleHub {
             log: Mutex::new(log),
             grew: Condvar::new(),
@@ -126,6 +128,12 @@ impl ConsoleHub {
     pub fn close(&self) {
         self.lock().closed = true;
         self.grew.notify_all();
+    }
+
+    /// After `close`: waits until every viewer has read the last words and left, at most `patience`.
+    pub fn wait_read(&self, patience: Duration) {
+        let waited = self.grew.wait_timeout_while(self.lock(), patience, |log| log.followers > 0);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// A cursor at `from`, or at the oldest byte kept.
@@ -257,8 +265,26 @@ pub fn serve(listener: UnixListener, hub: Arc<ConsoleHub>, input: Typed) -> io::
 
 const STACK_BYTES: usize = 128 << 10;
 
+/// Counts a viewer as long as it lives.
+struct Follower<'a>(&'a ConsoleHub);
+
+impl Follower<'_> {
+    fn of(hub: &ConsoleHub) -> Follower<'_> {
+        hub.lock().followers += 1;
+        Follower(hub)
+    }
+}
+
+impl Drop for Follower<'_> {
+    fn drop(&mut self) {
+        self.0.lock().followers -= 1;
+        self.0.grew.notify_all();
+    }
+}
+
 /// One viewer, until it leaves, the guest is off, or the viewer's socket takes nothing for `stalled`.
 fn view(stream: &UnixStream, hub: &Arc<ConsoleHub>, input: &Typed, stalled: Duration) -> io::Result<()> {
+    let _follower = Follower::of(hub);
     let served = attend(stream, hub, input, stalled);
     // The thread that reads has the socket as well: without this a viewer that was given up would wait for ever.
     let _ = stream.shutdown(std::net::Shutdown::Both);
@@ -479,5 +505,30 @@ mod tests {
         let mut rest = Vec::new();
         far.read_to_end(&mut rest).unwrap();
         assert!(rest.len() < SCROLLBACK_BYTES, "what was on its way, and then the end");
+    }
+
+    #[test]
+    fn the_end_waits_for_viewers_that_read_and_not_for_others() {
+        let hub = ConsoleHub::new(SCROLLBACK_BYTES);
+        hub.wait_read(Duration::from_secs(60));
+        let (near, mut far) = UnixStream::pair().unwrap();
+        far.write_all(b"{\"from\":null}\n").unwrap();
+        let viewing = std::thread::spawn({
+            let (hub, input) = (Arc::clone(&hub), Arc::new(|_: &[u8]| {}) as Typed);
+            move || view(&near, &hub, &input, STALLED)
+        });
+        let mut head = [0; 5];
+        far.read_exact(&mut head).unwrap();
+        hub.push(&[b'x'; SCROLLBACK_BYTES]);
+        hub.close();
+        hub.wait_read(Duration::from_millis(20)); // it does not read: the guest ends all the same
+        let reading = std::thread::spawn(move || {
+            let mut rest = Vec::new();
+            far.read_to_end(&mut rest).map(|_| rest)
+        });
+        hub.wait_read(Duration::from_secs(60));
+        let rest = reading.join().unwrap().unwrap();
+        assert!(rest.len() > SCROLLBACK_BYTES && rest.ends_with(br#"{"closed":"the guest is off"}"#));
+        viewing.join().unwrap().unwrap();
     }
 }

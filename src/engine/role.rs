@@ -37,6 +37,8 @@ const START_BYTES_MAX: u64 = 1 << 20;
 /// So many triple faults in so short a time are a guest that cannot boot.
 const TRIPLE_FAULTS_MAX: usize = 3;
 const TRIPLE_FAULTS_WITHIN: Duration = Duration::from_secs(10);
+/// How long viewers of the serial console get to read what the guest said last.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// Everything handed over, sorted.
 struct Hands {
@@ -182,6 +184,7 @@ fn guest(start: &EngineStart, hands: Hands) -> io::Result<EngineEnd> {
         // What the guest said last is what people want to read when it is off.
         let _ = file.write_all(&keeper.machine.devices.hub.contents());
     }
+    keeper.machine.devices.hub.wait_read(LAST_WORDS);
     Ok(end)
 }
 

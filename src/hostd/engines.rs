@@ -326,7 +326,7 @@ fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
 }
 
 /// When a process started, in ticks since boot; `None` when it is not there, or only a zombie.
-fn started(pid: u32) -> Option<u64> {
+pub(super) fn started(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command in parentheses may hold anything; the fields after it are plain.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();

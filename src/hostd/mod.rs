@@ -41,8 +41,11 @@ use crate::{
 
 /// The service user where no user `innkeeper` exists (no systemd-sysusers): outside every range that distributions give out.
 const FALLBACK_ID: u32 = 60_999;
+const ROOT: u32 = 0;
 /// How long the web role may take to end.
 const WEB_END: Duration = Duration::from_millis(1500);
+/// How long the web role of a server that died may take to notice and end.
+const OLD_WEB_END: Duration = Duration::from_secs(5);
 /// A web role that ends so soon after its start will do so again.
 const WEB_TOO_SOON: Duration = Duration::from_secs(2);
 const WEB_FAILURES_MAX: u32 = 5;
@@ -61,7 +64,8 @@ pub struct ServeConfig {
 pub fn serve(config: &ServeConfig) -> Result<()> {
     let web_user = web_user();
     prepare(&config.state, 0o750, web_user)?;
-    prepare(&config.run, 0o755, web_user)?;
+    // Not the web role's: what is found here is believed later, such as who an engine is.
+    prepare(&config.run, 0o755, web_user.map(|_| ROOT))?;
     let mut lock = lock(&config.state)?;
     let listener = TcpListener::bind(config.listen).map_err(|error| {
         let remedy = match error.kind() {
@@ -81,6 +85,7 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
     let mut hostd = Hostd {
         config: config.clone(),
         web_user,
+        lock,
         listener,
         api,
         files,
@@ -97,6 +102,7 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
 struct Hostd {
     config: ServeConfig,
     web_user: Option<u32>,
+    lock: File,
     listener: TcpListener,
     api: UnixListener,
     files: StateFiles,
@@ -185,6 +191,7 @@ impl Hostd {
             hostd: theirs,
             listener: self.listener.as_fd().try_clone_to_owned()?,
             api: self.api.as_fd().try_clone_to_owned()?,
+            lock: self.lock.as_fd().try_clone_to_owned()?,
             run_as: self.web_user,
             announce: !self.announced,
         })?;
@@ -305,24 +312,33 @@ fn prepare(path: &Path, mode: u32, owner: Option<u32>) -> Result<()> {
     Ok(())
 }
 
-/// One server for one state. The lock ends with the process, however that ends.
+/// One server for one state. The lock is ours and our web role's, and ends with both, however they end: after our death
+/// the next server waits for the old web role, which still has the port and the database.
 fn lock(state: &Path) -> Result<File> {
     let path = state.join("serve.lock");
     let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
     let file = file.map_err(|error| {
         Error::new(ErrorKind::Unavailable, format!("Cannot open {}: {error}.", path.display())).because(error)
     })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(_) => {
-            let holder = fs::read_to_string(&path).unwrap_or_default();
-            let (pid, address) = holder.trim().split_once(' ').unwrap_or(("unknown", "an unknown address"));
-            Err(Error::conflict(format!(
+    let deadline = Instant::now() + OLD_WEB_END;
+    while file.try_lock().is_err() {
+        let holder = fs::read_to_string(&path).unwrap_or_default();
+        let (pid, address) = holder.trim().split_once(' ').unwrap_or(("unknown", "an unknown address"));
+        if pid.parse().ok().and_then(engines::started).is_some() {
+            return Err(Error::conflict(format!(
                 "Another Innkeeper serves {} already: process {pid}, listening on {address}.",
                 state.display()
-            )))
+            )));
         }
+        if Instant::now() > deadline {
+            return Err(Error::conflict(format!(
+                "The Innkeeper that served {} has ended (process {pid}), but its \"innkeeper web\" still runs. End that, and start again.",
+                state.display()
+            )));
+        }
+        let _ = poll(&mut [], Some(&Timespec { tv_sec: 0, tv_nsec: 20_000_000 }));
     }
+    Ok(file)
 }
 
 /// The socket of the command line; whoever may connect is checked again by the web role.

@@ -19,6 +19,8 @@ const SELF: &str = "/proc/self/exe";
 pub const WEB_HOSTD_FD: i32 = 3;
 pub const WEB_LISTENER_FD: i32 = 4;
 pub const WEB_API_FD: i32 = 5;
+/// Only kept open, for the lock on the state.
+const WEB_LOCK_FD: i32 = 6;
 
 /// Starts an engine. `output` takes what it prints; nothing of ours but the listed descriptors reaches it.
 pub fn engine(start: &EngineStart, fds: Vec<OwnedFd>, output: File) -> io::Result<Child> {
@@ -43,6 +45,8 @@ pub struct Web<'a> {
     pub hostd: OwnedFd,
     pub listener: OwnedFd,
     pub api: OwnedFd,
+    /// The file with the lock on the state.
+    pub lock: OwnedFd,
     /// User and group to become.
     pub run_as: Option<u32>,
     /// Tell people where the server is and how to get in.
@@ -55,6 +59,7 @@ pub fn web(web: Web<'_>) -> io::Result<Child> {
         FdMapping { parent_fd: web.hostd, child_fd: WEB_HOSTD_FD },
         FdMapping { parent_fd: web.listener, child_fd: WEB_LISTENER_FD },
         FdMapping { parent_fd: web.api, child_fd: WEB_API_FD },
+        FdMapping { parent_fd: web.lock, child_fd: WEB_LOCK_FD },
     ];
     let mut command = Command::new(SELF);
     command.arg0("innkeeper").arg("web").arg("--state-dir").arg(web.state).arg("--run-dir").arg(web.run);
