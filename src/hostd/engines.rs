@@ -227,7 +227,8 @@ impl Engines {
         let pid = child.id();
         let remembered = (|| {
             let pidfd = open_pidfd(pid)?;
-            let started = started(pid).ok_or_else(|| io::Error::other("the engine ended at once"))?;
+            // Gone already: it said why.
+            let started = started(pid).ok_or_else(|| io::Error::other(self.end_of(guest).reason))?;
             let file = PidFile { pid, started, boot_id: boot_id(), run_as };
             fs::write(self.folder(guest).join("pid"), serde_json::to_vec(&file)?)?;
             Ok(pidfd)

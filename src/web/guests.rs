@@ -298,12 +298,17 @@ pub async fn list_fragments(state: &State, caller: &Caller) -> Result<String> {
     drawn.map_err(|error| Error::internal("This page could not be drawn.", error))
 }
 
-/// Text of a guest without what moves a terminal's cursor.
+/// Text of a guest without what moves a terminal's cursor. What was written over an earlier text of its line replaces it.
 fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut shown = String::with_capacity(text.len());
     let mut letters = text.chars().peekable();
+    let mut at_line_start = false;
     while let Some(letter) = letters.next() {
+        if at_line_start && !letter.is_control() {
+            shown.truncate(shown.rfind('\n').map_or(0, |end| end + 1));
+        }
+        at_line_start = letter == '\r' || at_line_start && letter.is_control() && letter != '\n';
         match letter {
             // Control sequences (ECMA-48 section 5.4): parameters, then one final byte.
             '\u{1b}' if letters.next_if_eq(&'[').is_some() => {
@@ -557,5 +562,7 @@ mod tests {
     #[test]
     fn what_a_guest_prints_cannot_move_the_cursor_of_a_page() {
         assert_eq!(printable(b"a\x1b[31;1mred\x1b[0m\r\n\x07\x1bcb\xff"), "ared\ncb\u{fffd}");
+        assert_eq!(printable(b"boot\r\n12:01\x1b[K\r12:02\x1b[K\r"), "boot\n12:02");
+        assert_eq!(printable(b"one\r\r\ntwo\n\rthree"), "one\ntwo\nthree");
     }
 }

@@ -129,7 +129,7 @@ test("shut down is asked of the guest, and its page waits for it", async () => {
   await house.command(["guest", "start", "life"]);
   await page.goto("/guests/life");
   await page.click("#guest-head >> text=Shut down");
-  await page.waitForSelector("#guest-head :is(.state-stopping, .state-stopped, .state-running)");
+  await state("stopping");
   // The Test guest has no ears for its power button.
   await house.command(["guest", "poweroff", "life"]);
   await state("stopped");

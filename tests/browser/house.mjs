@@ -56,7 +56,7 @@ export class House {
         if (error) no(new Error(`${args.join(" ")}: ${err || error}`));
         else done(out);
       });
-      child.stdin.end(input);
+      child.stdin.on("error", () => {}).end(input); // a command that fails does not read
     });
   }
 

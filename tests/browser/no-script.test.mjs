@@ -31,7 +31,7 @@ test("without JavaScript the console page has a picture, what the serial console
   await page.click(".tabs >> text=Console");
   await until("the guest has spoken", async () => {
     await page.reload();
-    return /Welcome to Innkeeper/.test(await page.locator(".fallback pre").innerText());
+    return /Welcome to Innkeeper/.test(await page.locator(".fallback").innerText());
   });
   const picture = page.locator(".fallback img");
   assert.ok(await picture.isVisible());

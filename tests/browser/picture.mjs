@@ -13,7 +13,8 @@ const SETTLE_MS = 3000;
 export async function picture(file) {
   const house = await House.withBoss();
   const { page } = await Visitor.in(house, { colorScheme: "dark" });
-  await call(page, "/api/v1/guests", { name: "lantern", boot: { kind: "test" }, cpus: 1, memory_bytes: 16 << 20, network: "none", start: true });
+  await call(page, "/api/v1/guests", { name: "lantern", boot: { kind: "test" }, cpus: 1, memory_bytes: 16 << 20, network: "none" });
+  await call(page, "/api/v1/guests/lantern/start");
   await openScreen(page, "lantern");
   await page.click("guest-screen canvas");
   const before = await litTyped(page);
