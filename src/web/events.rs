@@ -182,7 +182,7 @@ impl PageStream {
         let Scope::Guest(id, LivePart::Log) = &self.scope else { return false };
         let Ok((tail, before)) = self.state.guests.log_tail(id).await else { return false };
         let length = before.saturating_add(tail.len() as u64);
-        std::mem::replace(&mut self.log_length, Some(length)) != Some(length)
+        self.log_length.replace(length) != Some(length)
     }
 }
 
