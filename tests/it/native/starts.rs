@@ -6,11 +6,13 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::signal::Signal;
+
 use super::{
     viewer::Serial,
     world::{PATIENCE, World},
 };
-use crate::support::{Client, PASSWORD, connect_tls, read_until};
+use crate::support::{Client, PASSWORD, RawConnection, connect_tls, read_until};
 
 #[test]
 fn a_second_start_of_a_running_guest_is_refused() {
@@ -72,25 +74,7 @@ fn the_server_ends_in_two_seconds_with_five_pages_open() {
     let Some(mut world) = World::new() else { return };
     world.test_guest("t", "");
     let engine = world.engine("t");
-    let words = ["admin", "create-user", "ada", "--role", "administrator", "--password-stdin"];
-    let made = world.output_with(&words, format!("{PASSWORD}\n").as_bytes());
-    assert_eq!(made.code, 0, "{}", made.err);
-    let (ca, address) = (world.state().join("tls/ca.pem"), world.holder().1);
-    let mut browser = Client::new(address.port(), &std::fs::read(&ca).unwrap());
-    browser.get("/login");
-    browser.log_in("ada", PASSWORD);
-    let id = world.show("t")["id"].as_str().unwrap().to_owned();
-    let guest = format!("guest:{id}");
-    let mut pages: Vec<_> = ["home", "guests", "images", "tasks", &guest]
-        .into_iter()
-        .map(|scope| {
-            let mut page = connect_tls(address.port(), &ca);
-            page.write_all(browser.head("GET", &format!("/events?scope={scope}"), "").as_bytes()).unwrap();
-            let head = read_until(&mut page, "\r\n\r\n");
-            assert!(head.starts_with("HTTP/1.1 200"), "{scope}: {head}");
-            page
-        })
-        .collect();
+    let (_browser, mut pages) = browser_with_five_pages(&world, "t");
     let mut consoles: Vec<Serial> = (0..2).map(|_| Serial::open(&world, "t", None)).collect();
     // One that never reads, and one that is in the middle of a request.
     let _stalled = Serial::open(&world, "t", None);
@@ -114,9 +98,54 @@ fn the_server_ends_in_two_seconds_with_five_pages_open() {
     world.start();
     world.wait_for_state("t", "running");
     assert_eq!(world.engine("t"), engine);
-    // A login survives, when the server has the same port.
-    assert!(world.end_server().1);
-    assert!(engine.is_alive());
+}
+
+/// Somebody who is logged in, and the live connections of five pages.
+fn browser_with_five_pages(world: &World, guest: &str) -> (Client, Vec<RawConnection>) {
+    let words = ["admin", "create-user", "ada", "--role", "administrator", "--password-stdin"];
+    let made = world.output_with(&words, format!("{PASSWORD}\n").as_bytes());
+    assert_eq!(made.code, 0, "{}", made.err);
+    let (ca, address) = (world.state().join("tls/ca.pem"), world.holder().1);
+    let mut browser = Client::new(address.port(), &std::fs::read(&ca).unwrap());
+    browser.get("/login");
+    browser.log_in("ada", PASSWORD);
+    let id = world.show(guest)["id"].as_str().unwrap().to_owned();
+    let scope_of_guest = format!("guest:{id}");
+    let pages = ["home", "guests", "images", "tasks", &scope_of_guest]
+        .into_iter()
+        .map(|scope| {
+            let mut page = connect_tls(address.port(), &ca);
+            page.write_all(browser.head("GET", &format!("/events?scope={scope}"), "").as_bytes()).unwrap();
+            let head = read_until(&mut page, "\r\n\r\n");
+            assert!(head.starts_with("HTTP/1.1 200"), "{scope}: {head}");
+            page
+        })
+        .collect();
+    (browser, pages)
+}
+
+#[test]
+fn a_server_that_dies_is_followed_at_once_by_another_on_the_same_port() {
+    let Some(mut world) = World::new() else { return };
+    world.keep_port();
+    world.test_guest("t", "");
+    let (mut browser, _pages) = browser_with_five_pages(&world, "t");
+    let web = world.web().unwrap();
+    world.kill_hostd();
+    world.start();
+    assert!(!web.is_alive(), "the old web role has gone before");
+    assert_eq!(browser.get("/guests").status, 200, "the login is still good");
+    world.wait_for_state("t", "running");
+
+    // A web role that does not end is named.
+    let web = world.web().unwrap();
+    web.signal(Signal::SIGSTOP);
+    world.kill_hostd();
+    let refused = world.output("serve --listen 127.0.0.1:0");
+    web.signal(Signal::SIGCONT);
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.contains("\"innkeeper web\" still runs"), "{}", refused.err);
+    world.start();
 }
 
 #[test]

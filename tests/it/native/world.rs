@@ -43,6 +43,7 @@ pub struct World {
     kvm: Kvm,
     program: PathBuf,
     env: Vec<(&'static str, OsString)>,
+    listen: String,
     hostd: Option<Child>,
 }
 
@@ -113,8 +114,9 @@ impl World {
         for name in ["state", "files"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
-        let mut world =
-            World { folder, who, kvm, program: env!("CARGO_BIN_EXE_innkeeper").into(), env: Vec::new(), hostd: None };
+        let program = env!("CARGO_BIN_EXE_innkeeper").into();
+        let listen = "127.0.0.1:0".to_owned();
+        let mut world = World { folder, who, kvm, program, env: Vec::new(), listen, hostd: None };
         if root && who == Who::Ordinary {
             for name in ["", "state", "files"] {
                 std::os::unix::fs::chown(world.folder.path().join(name), Some(NOBODY), Some(NOBODY)).unwrap();
@@ -190,16 +192,22 @@ impl World {
         command
     }
 
+    /// Servers that are started from now on have the port of this one.
+    pub fn keep_port(&mut self) {
+        self.listen = self.holder().1.to_string();
+    }
+
     /// Starts the server and waits until it answers.
     pub fn start(&mut self) {
         let log = File::options().create(true).append(true).open(self.folder.path().join("serve.log")).unwrap();
         let mut command = self.command();
-        command.args(["serve", "--listen", "127.0.0.1:0", "--state"]).arg(self.state());
+        command.args(["serve", "--listen", &self.listen, "--state"]).arg(self.state());
         self.hostd = Some(command.stdout(Stdio::null()).stderr(log).spawn().unwrap());
         self.wait("the server answers", |world| {
             let ended = world.hostd.as_mut().unwrap().try_wait().unwrap();
             assert!(ended.is_none(), "the server has ended: {}", world.serve_log());
-            UnixStream::connect(world.run_dir().join("api.sock")).is_ok() && world.output("guest ls").code == 0
+            // Its own web role, not that of a server before it.
+            world.web().is_some() && world.output("guest ls").code == 0
         });
     }
 
@@ -286,13 +294,15 @@ impl World {
 
     /// Waits until the guest has this state; what is then shown of it.
     pub fn wait_for_state(&mut self, name: &str, state: &str) -> Value {
-        let mut last = Value::Null;
         let deadline = Instant::now() + PATIENCE;
-        while last["state"] != state {
-            assert!(Instant::now() < deadline, "{name} does not become {state}: {last}");
-            last = self.show(name);
+        loop {
+            let shown = self.show(name);
+            if shown["state"] == state {
+                // Again, because what was read may be from the moment in between.
+                return self.show(name);
+            }
+            assert!(Instant::now() < deadline, "{name} does not become {state}: {shown}");
         }
-        last
     }
 
     /// The answer to a GET on the command line's socket.
