@@ -265,7 +265,16 @@ impl Task {
 
     /// A person's wish: table first, then what must last, then the action.
     async fn ask(&mut self, event: Event, launch: Option<Box<Launch>>, reply: oneshot::Sender<Result<()>>) {
-        let checked = match step(self.state(), event.clone()) {
+        let planned = step(self.state(), event.clone());
+        // Refused before it is kept: a guest that cannot be asked is not meant to be off yet.
+        if matches!(planned, Ok((_, Some(Action::PressPowerButton))))
+            && self.client().is_none_or(|client| client.stranger().is_some())
+        {
+            let text = "The engine cannot be asked now; try again, or power the guest off.";
+            let _ = reply.send(Err(Error::new(ErrorKind::Unavailable, text)));
+            return;
+        }
+        let checked = match planned {
             Ok((next, action)) => self.keep(&event).await.map(|()| (next, action)),
             Err(refused) => Err(Error::conflict(refused.to_string())),
         };
@@ -276,11 +285,6 @@ impl Task {
                 return;
             }
         };
-        if action == Some(Action::PressPowerButton) && self.client().is_none() {
-            let text = "The engine does not answer now; try again, or power the guest off.";
-            let _ = reply.send(Err(Error::new(ErrorKind::Unavailable, text)));
-            return;
-        }
         self.enter(next, None);
         match action {
             Some(Action::StartEngine) => self.start_engine(launch, reply),

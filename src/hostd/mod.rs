@@ -15,7 +15,10 @@ use std::{
     net::{SocketAddr, TcpListener},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::{fs::PermissionsExt, net::UnixListener},
+        unix::{
+            fs::{OpenOptionsExt, PermissionsExt},
+            net::UnixListener,
+        },
     },
     path::{Path, PathBuf},
     process::Child,
@@ -316,7 +319,10 @@ fn prepare(path: &Path, mode: u32, owner: Option<u32>) -> Result<()> {
 /// the next server waits for the old web role, which still has the port and the database.
 fn lock(state: &Path) -> Result<File> {
     let path = state.join("serve.lock");
-    let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+    // The folder is the web role's: a link in place of the file would lead root to where that role may not write.
+    let mut options = File::options();
+    options.create(true).truncate(false).read(true).write(true).custom_flags(libc::O_NOFOLLOW);
+    let file = options.open(&path);
     let file = file.map_err(|error| {
         Error::new(ErrorKind::Unavailable, format!("Cannot open {}: {error}.", path.display())).because(error)
     })?;

@@ -109,6 +109,8 @@ fn both_are_killed_and_the_next_server_finds_the_guests(who: Who) {
     world.wait("both are gone", |_| !web.is_alive());
     ticks_alone(&socket, &second);
     world.start();
+    world.wait_for_state("b", "running");
+    world.wait_for_state("a", "running");
     assert_eq!(world.states(), [("a".into(), "running".into()), ("b".into(), "running".into())]);
     goes_on(&mut world, "a", &mut first);
     goes_on(&mut world, "b", &mut second);

@@ -135,7 +135,7 @@ fn a_server_that_dies_is_followed_at_once_by_another_on_the_same_port() {
     world.start();
     assert!(!web.is_alive(), "the old web role has gone before");
     assert_eq!(browser.get("/guests").status, 200, "the login is still good");
-    assert_eq!(world.states(), [("t".into(), "running".into())]);
+    world.wait_for_state("t", "running");
 
     // A web role that does not end is named.
     let web = world.web().unwrap();
