@@ -17,7 +17,7 @@ await_screen debian 'guest login:' 60
 run_in debian 30 'echo cpus-$(nproc)'
 await_serial debian '^cpus-2' 5
 run_in debian 60 'for i in $(seq 40); do ip -4 route | grep -q default && break; sleep 1; done; ip -4 -br address'
-run_in debian 60 'curl -s --max-time 20 http://$(ip -4 route | sed -n "s/^default via \([0-9.]*\).*/\1/p"):8099/hello'
+run_in debian 60 'curl -s --max-time 20 http://$(ip -4 route show default | cut -d" " -f3 | head -n 1):8099/hello'
 await_serial debian "^innkeeper-$$" 5
 [[ $(field debian addresses) == *[0-9]* ]] || broken "the guest's address is not known to the server"
 run_in debian 30 'dmesg | grep -i -E "ACPI (BIOS )?(Error|Warning)|BUG:|Call Trace" && false || true'
