@@ -9,12 +9,14 @@ use std::{
     fmt,
     fs::File,
     io,
+    ops::Range,
     os::fd::{AsRawFd, BorrowedFd},
     sync::Arc,
 };
 
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion, VolatileMemory,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    VolatileMemory,
 };
 
 use super::layout;
@@ -54,8 +56,17 @@ pub struct RamRange {
 /// The guest's RAM. Cloning gives another handle on the same memory.
 #[derive(Clone)]
 pub struct GuestRam {
-    map: Arc<GuestMemoryMmap>,
+    mapped: Arc<Mapped>,
 }
+
+/// The regions are inside the blocks and end first.
+struct Mapped {
+    map: GuestMemoryMmap,
+    _blocks: Vec<MmapRegion>,
+}
+
+/// What a processor maps with one entry of a page directory. KVM does so only where guest and host addresses agree below this.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// A piece of guest RAM that a device reads from or writes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,17 +79,16 @@ impl GuestRam {
     /// Anonymous, zeroed RAM in the shape of `layout`: without the VGA window, split at 3 GiB.
     pub fn new(memory_bytes: u64) -> io::Result<GuestRam> {
         let (low, high) = layout::split_ram(memory_bytes);
-        let mut ranges = vec![(GuestAddress(0), to_usize(low.min(layout::VGA_WINDOW.start))?)];
-        if low > layout::VGA_WINDOW.end {
-            ranges.push((GuestAddress(layout::VGA_WINDOW.end), to_usize(low - layout::VGA_WINDOW.end)?));
+        let window = layout::VGA_WINDOW;
+        let (mut blocks, mut regions) = (Vec::new(), Vec::new());
+        let high_end = layout::HIGH_RAM_START + high;
+        for parts in [&[0..low.min(window.start), window.end..low][..], &[layout::HIGH_RAM_START..high_end][..]] {
+            regions.extend(block(parts, &mut blocks)?);
         }
-        if high > 0 {
-            ranges.push((GuestAddress(layout::HIGH_RAM_START), to_usize(high)?));
-        }
-        let map = GuestMemoryMmap::from_ranges(&ranges).map_err(io::Error::other)?;
-        let ram = GuestRam { map: Arc::new(map) };
+        let map = GuestMemoryMmap::from_regions(regions).map_err(io::Error::other)?;
+        let ram = GuestRam { mapped: Arc::new(Mapped { map, _blocks: blocks }) };
         for range in ram.ranges() {
-            // SAFETY: the range is a mapping that `map` owns and that lives at least as long as this call; the advice changes
+            // SAFETY: the range is a mapping that `mapped` owns and that lives at least as long as this call; the advice changes
             // how the kernel backs it, not what it holds. A refusal only costs speed.
             unsafe {
                 libc::madvise(range.host_address as *mut libc::c_void, range.bytes as usize, libc::MADV_HUGEPAGE);
@@ -90,7 +100,8 @@ impl GuestRam {
 
     /// The stretches of RAM, in ascending order.
     pub fn ranges(&self) -> Vec<RamRange> {
-        self.map
+        self.mapped
+            .map
             .iter()
             .map(|region| RamRange {
                 start: Gpa(region.start_addr().0),
@@ -102,18 +113,18 @@ impl GuestRam {
 
     /// For `virtio-queue`, which walks rings through vm-memory.
     pub(crate) fn map(&self) -> &GuestMemoryMmap {
-        &self.map
+        &self.mapped.map
     }
 
     /// Copies out. The guest may change the source meanwhile, so callers check the copy, never re-read.
     pub fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), OutsideRam> {
         let bytes = into.len();
-        self.map.read_slice(into, GuestAddress(at.0)).map_err(|_| OutsideRam { at, bytes })
+        self.mapped.map.read_slice(into, GuestAddress(at.0)).map_err(|_| OutsideRam { at, bytes })
     }
 
     /// Copies in. Nothing is promised about a partial write when the range leaves RAM.
     pub fn write(&self, at: Gpa, from: &[u8]) -> Result<(), OutsideRam> {
-        self.map.write_slice(from, GuestAddress(at.0)).map_err(|_| OutsideRam { at, bytes: from.len() })
+        self.mapped.map.write_slice(from, GuestAddress(at.0)).map_err(|_| OutsideRam { at, bytes: from.len() })
     }
 
     /// A little-endian number out of guest RAM.
@@ -132,7 +143,7 @@ impl GuestRam {
 
     /// Whether every byte of the span is RAM.
     pub fn contains(&self, span: RamSpan) -> bool {
-        GuestMemoryBackend::check_range(&*self.map, GuestAddress(span.at.0), span.bytes as usize)
+        GuestMemoryBackend::check_range(&self.mapped.map, GuestAddress(span.at.0), span.bytes as usize)
     }
 
     /// Reads `file` at `at` straight into the spans, in order. Returns the bytes read: fewer only at the end of the file.
@@ -140,7 +151,7 @@ impl GuestRam {
     /// Errors: a span outside RAM (`InvalidInput`), or what the kernel says.
     pub fn read_file(&self, file: &File, at: u64, spans: &[RamSpan]) -> io::Result<u64> {
         self.transfer(spans, at, |iovecs, at| {
-            // SAFETY: every iovec lies inside a mapping that `self.map` keeps alive during the call (`iovecs` checked it);
+            // SAFETY: every iovec lies inside a mapping that `self.mapped` keeps alive during the call (`iovecs` checked it);
             // the guest may change the bytes at any time, and nothing here reads them as Rust values.
             unsafe { libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as libc::c_int, at) }
         })
@@ -198,7 +209,8 @@ impl GuestRam {
             if !self.contains(*span) {
                 return Err(outside(span));
             }
-            for slice in GuestMemoryBackend::get_slices(&*self.map, GuestAddress(span.at.0), span.bytes as usize) {
+            for slice in GuestMemoryBackend::get_slices(&self.mapped.map, GuestAddress(span.at.0), span.bytes as usize)
+            {
                 let slice = slice.map_err(|_| outside(span))?;
                 out.push(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() });
             }
@@ -226,6 +238,26 @@ fn advance(mut iovecs: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iove
         iovecs = &mut iovecs[1..];
     }
     iovecs
+}
+
+/// Maps one block and makes regions of it for the guest addresses in `parts`, which ascend from a huge page's border. The block's own border
+/// is one too: at any other place KVM would map the guest's memory in small pages, and each would cost an exit.
+fn block(parts: &[Range<u64>], blocks: &mut Vec<MmapRegion>) -> io::Result<Vec<GuestRegionMmap>> {
+    let parts: Vec<_> = parts.iter().filter(|part| !part.is_empty()).collect();
+    let (Some(first), Some(last)) = (parts.first(), parts.last()) else { return Ok(Vec::new()) };
+    let whole = MmapRegion::new(to_usize(last.end - first.start)? + HUGE_PAGE_BYTES).map_err(io::Error::other)?;
+    let to_border = whole.as_ptr().align_offset(HUGE_PAGE_BYTES);
+    let mut regions = Vec::new();
+    for part in &parts {
+        let at = whole.as_ptr().wrapping_add(to_border + to_usize(part.start - first.start)?);
+        let bytes = to_usize(part.end - part.start)?;
+        // SAFETY: `at` and `bytes` lie in `whole`, which is a huge page longer than all parts and is kept for as long as the regions.
+        let region =
+            unsafe { MmapRegion::build_raw(at, bytes, whole.prot(), whole.flags()) }.map_err(io::Error::other)?;
+        regions.push(GuestRegionMmap::new(region, GuestAddress(part.start)).ok_or(io::ErrorKind::OutOfMemory)?);
+    }
+    blocks.push(whole);
+    Ok(regions)
 }
 
 fn to_usize(bytes: u64) -> io::Result<usize> {
@@ -300,6 +332,22 @@ mod tests {
         assert_eq!(ram.get_u32(Gpa(0x9_fffc)), Ok(0x0403_0201));
         assert!(ram.get_u64(Gpa(u64::MAX - 3)).is_err());
         assert!(ram.get_u64(Gpa((16 << 20) - 4)).is_err());
+    }
+
+    #[test]
+    fn guest_and_host_addresses_agree_within_a_huge_page() {
+        for memory_bytes in [512 << 10, 16 << 20, layout::LOW_RAM_END_MAX + (32 << 20)] {
+            let ram = GuestRam::new(memory_bytes).unwrap();
+            for range in ram.ranges() {
+                assert_eq!((range.host_address ^ range.start.0) % HUGE_PAGE_BYTES as u64, 0, "{range:x?}");
+            }
+            let window = if memory_bytes > 1 << 20 { layout::VGA_WINDOW.end - layout::VGA_WINDOW.start } else { 0 };
+            assert_eq!(ram.ranges().iter().map(|range| range.bytes).sum::<u64>(), memory_bytes - window);
+        }
+        let ram = GuestRam::new(layout::LOW_RAM_END_MAX + (32 << 20)).unwrap();
+        let last = Gpa(layout::HIGH_RAM_START + (32 << 20) - 4);
+        assert_eq!(ram.write(last, &[1, 2, 3, 4]), Ok(()));
+        assert!(ram.write(Gpa(last.0 + 1), &[1, 2, 3, 4]).is_err());
     }
 
     #[test]

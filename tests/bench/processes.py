@@ -73,6 +73,11 @@ def rss_kib(pid):
     return sum(mapping.rss_kib for mapping in mappings(pid))
 
 
+def huge_kib(pid):
+    """How much of a process's memory is in huge pages."""
+    return int(re.search(r"^AnonHugePages: +(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)[1])
+
+
 def largest(found, count=12):
     """The mappings with the most in memory, for whoever wants to know where it went."""
     shown = sorted(found, key=lambda mapping: -mapping.rss_kib)[:count]
