@@ -81,10 +81,9 @@ impl GuestRam {
         let (low, high) = layout::split_ram(memory_bytes);
         let window = layout::VGA_WINDOW;
         let (mut blocks, mut regions) = (Vec::new(), Vec::new());
-        let high_end = layout::HIGH_RAM_START + high;
-        for parts in [&[0..low.min(window.start), window.end..low][..], &[layout::HIGH_RAM_START..high_end][..]] {
-            regions.extend(block(parts, &mut blocks)?);
-        }
+        let high = layout::HIGH_RAM_START..layout::HIGH_RAM_START + high;
+        regions.extend(block(&[0..low.min(window.start), window.end..low], &mut blocks)?);
+        regions.extend(block(std::slice::from_ref(&high), &mut blocks)?);
         let map = GuestMemoryMmap::from_regions(regions).map_err(io::Error::other)?;
         let ram = GuestRam { mapped: Arc::new(Mapped { map, _blocks: blocks }) };
         for range in ram.ranges() {
