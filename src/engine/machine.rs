@@ -143,6 +143,11 @@ impl Machine {
         Ok(())
     }
 
+    /// When the first vCPU went into the guest for the first time, on the monotonic clock.
+    pub fn first_run_us(&self) -> Option<u64> {
+        self.vcpus.first().and_then(Vcpu::first_run_us)
+    }
+
     /// Exits of all vCPUs to this process.
     pub fn exits(&self) -> u64 {
         self.vcpus.iter().map(Vcpu::exits).sum()

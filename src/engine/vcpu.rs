@@ -8,7 +8,7 @@
 use std::{
     io,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -28,6 +28,7 @@ use super::{
     cpuid, start_state,
     vm::Vm,
 };
+use crate::types::monotonic_us;
 
 /// What a vCPU tells the machine. The sender has parked itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +89,7 @@ pub struct Vcpu {
     gate: Arc<Gate>,
     thread: Option<JoinHandle<()>>,
     exits: Arc<AtomicU64>,
+    first_run_us: Arc<OnceLock<u64>>,
 }
 
 /// How often a vCPU that does not yet notice is interrupted again.
@@ -119,6 +121,7 @@ impl Vcpu {
         let gate =
             Arc::new(Gate { attention: AtomicBool::new(true), inner: Mutex::new(inner), changed: Condvar::new() });
         let exits = Arc::new(AtomicU64::new(0));
+        let first_run_us = Arc::new(OnceLock::new());
         let runner = Runner {
             fd,
             power_on,
@@ -127,15 +130,21 @@ impl Vcpu {
             mmio: config.mmio,
             events: config.events,
             exits: Arc::clone(&exits),
+            first_run_us: Arc::clone(&first_run_us),
         };
         let name = format!("vcpu{}", config.index);
         let thread = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || runner.run())?;
-        Ok(Vcpu { gate, thread: Some(thread), exits })
+        Ok(Vcpu { gate, thread: Some(thread), exits, first_run_us })
     }
 
     /// Exits to this process since the start.
     pub fn exits(&self) -> u64 {
         self.exits.load(Ordering::Relaxed)
+    }
+
+    /// When it went into the guest for the first time, on the monotonic clock.
+    pub fn first_run_us(&self) -> Option<u64> {
+        self.first_run_us.get().copied()
     }
 
     pub fn run(&self) {
@@ -205,6 +214,7 @@ struct Runner {
     mmio: BusView,
     events: EventSink,
     exits: Arc<AtomicU64>,
+    first_run_us: Arc<OnceLock<u64>>,
 }
 
 /// What to do after one exit.
@@ -244,6 +254,7 @@ impl Runner {
                     inner.parked = false;
                     // A guest with kvmclock is told of the pause, so that it does not take it for a lockup; others refuse.
                     let _ = self.fd.kvmclock_ctrl();
+                    self.first_run_us.get_or_init(monotonic_us);
                     return true;
                 }
                 Order::End => return false,
