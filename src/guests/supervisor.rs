@@ -19,7 +19,10 @@ use crate::{
     changes::{Change, Changes},
     error::{Error, ErrorKind, Result},
     host_client::HostClient,
-    store::{Store, guests},
+    store::{
+        Store, guests,
+        users::{self, FAILED, SWITCHED_OFF},
+    },
     types::{Id, now_ms},
     wire::{EndKind, EngineAction, EngineEnd, EngineMessage, HostAnswer, HostRequest, Launch, Observed},
 };
@@ -463,12 +466,7 @@ impl Task {
         let Ok((next, _)) = step(self.state(), Event::EngineGone(end.how)) else { return };
         tracing::info!(guest = %self.guest, how = ?end.how, reason = %end.reason, "the engine has ended");
         let reason = (next == State::Failed).then_some(end.reason);
-        if let Some(reason) = &reason {
-            self.keep_failure(reason).await;
-        } else {
-            let guest = self.guest.clone();
-            self.log(self.around.store.writing(move |tx| guests::set_desired(tx, &guest, false)).await);
-        }
+        self.keep_end(reason.clone()).await;
         self.attempt += 1; // words that are still on their way do not count
         self.pulled = false;
         self.publish.send_modify(|status| {
@@ -537,6 +535,28 @@ impl Task {
     async fn keep_failure(&self, reason: &str) {
         let (guest, reason) = (self.guest.clone(), reason.to_owned());
         self.log(self.around.store.writing(move |tx| guests::set_failure(tx, &guest, Some(&reason))).await);
+    }
+
+    /// What must outlive the server of an end, and a line in the guest's history for one that nobody ordered.
+    async fn keep_end(&self, failure: Option<String>) {
+        let (guest, ordered) = (self.guest.clone(), self.pulled);
+        let kept = self.around.store.writing(move |tx| {
+            let action = match &failure {
+                Some(reason) => {
+                    guests::set_failure(tx, &guest, Some(reason))?;
+                    FAILED
+                }
+                None => {
+                    guests::set_desired(tx, &guest, false)?;
+                    SWITCHED_OFF
+                }
+            };
+            match guests::by_id(tx, &guest)? {
+                Some(row) if !ordered => users::audit(tx, "guest", "", action, row.name.as_str(), guest.as_str()),
+                _ => Ok(()),
+            }
+        });
+        self.log(kept.await);
     }
 
     fn log(&self, result: Result<()>) {

@@ -275,6 +275,10 @@ pub struct AuditRow {
     pub detail: String,
 }
 
+/// What guests do by themselves, as actions of the trail.
+pub const FAILED: &str = "fail_guest";
+pub const SWITCHED_OFF: &str = "switch_off_guest";
+
 /// The trail keeps this many lines.
 pub const AUDIT_LEN_MAX: i64 = 10_000;
 

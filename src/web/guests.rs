@@ -13,7 +13,7 @@ use super::{
     guard::{Caller, Operator, Viewer},
     guest_api::event_of,
     guest_forms as forms,
-    home::done_words,
+    home::{done_words, level_of},
     host,
     page::{form_status, html, local_path, see_other},
     view::{self, FieldErrors, GuestFields, GuestTab, Level, Live, Tab},
@@ -249,7 +249,7 @@ fn event_line(row: AuditRow) -> view::EventLine {
     let words = done_words(&row.action);
     view::EventLine {
         at: view::Moment::new(row.at_ms, now_ms()),
-        level: Level::Ok,
+        level: level_of(&row.action),
         text: words.trim_end_matches(" guest").trim_end_matches(" of").replace(" cd", " CD"),
         subject: None,
         who: Some(row.who),
@@ -554,8 +554,8 @@ mod tests {
             event_line(AuditRow { at_ms: 0, who, address, action: action.to_owned(), subject, detail }).text
         };
         assert_eq!(
-            ["create_guest", "poweroff_guest", "change_cd_of_guest"].map(text),
-            ["Created", "Powered off", "Changed CD"]
+            ["create_guest", "poweroff_guest", "change_cd_of_guest", users::FAILED, users::SWITCHED_OFF].map(text),
+            ["Created", "Powered off", "Changed CD", "Failed", "Switched off"]
         );
     }
 

@@ -48,7 +48,11 @@ fn event_line(row: AuditRow, path: Option<String>, now: i64) -> EventLine {
         Some(path) => (done_words(&row.action), Some((row.subject, path))),
         None => (format!("{} {}", done_words(&row.action), row.subject), None),
     };
-    EventLine { at: Moment::new(row.at_ms, now), level: Level::Ok, text, subject, who: Some(row.who) }
+    EventLine { at: Moment::new(row.at_ms, now), level: level_of(&row.action), text, subject, who: Some(row.who) }
+}
+
+pub fn level_of(action: &str) -> Level {
+    if action == users::FAILED { Level::Missing } else { Level::Ok }
 }
 
 /// An action of the audit trail, once it is done: "create_user" as "Created user".
@@ -68,6 +72,8 @@ pub fn done_words(action: &str) -> String {
         "register" => "Added",
         "upload" => "Uploaded",
         "set" => "Set",
+        "fail" => "Failed",
+        "switch" => "Switched",
         _ => return action.replace('_', " "),
     };
     format!("{verb} {}", object.replace('_', " ")).trim_end().to_owned()

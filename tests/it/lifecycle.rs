@@ -132,6 +132,9 @@ fn a_killed_engine_fails_its_guest_alone_and_the_reason_survives_a_restart() {
     let failed = wait_for(client, "a", "failed");
     assert_eq!(failed["reason"], "The engine ended without a word.");
     assert_eq!(show(client, "b")["state"], "running");
+    let trail = client.get("/api/v1/audit").json();
+    let line = trail.as_array().unwrap().iter().find(|line| line["who"] == "guest").unwrap();
+    assert_eq!((&line["action"], &line["subject"]), (&json!("fail_guest"), &json!("a")), "it is in the guest's history");
 
     let lab = lab.restart();
     let client = &mut lab.administrator();
