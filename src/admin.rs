@@ -117,7 +117,8 @@ pub fn repair_database(state_dir: &Path) -> Result<PathBuf> {
 /// The lock that a server holds on its state; none starts while this is held.
 fn alone(state_dir: &Path) -> Result<fs::File> {
     let path = state_dir.join("serve.lock");
-    let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
+    // Root's, where root serves: then only to be read.
+    let file = fs::File::open(&path).or_else(|_| fs::File::create(&path));
     let file = file.map_err(|error| Error::internal(format!("Cannot open {}.", path.display()), error))?;
     let runs = |_| Error::conflict("A server runs on this state directory. Stop it first; its guests run on.");
     file.try_lock().map_err(runs)?;

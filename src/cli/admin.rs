@@ -12,6 +12,7 @@ use super::{Failure, Outcome, PlaceArgs, default_state_dir, run_dir, say};
 use crate::{
     admin::{self, Role},
     host::net::Networks,
+    state_files::become_owner,
 };
 
 #[derive(Debug, Subcommand)]
@@ -76,6 +77,11 @@ impl From<RoleArg> for Role {
 pub(super) fn run(place: &PlaceArgs, command: AdminCommand) -> Outcome {
     let state = state_dir(place)?;
     let state = state.as_path();
+    // The network is the host's; everything else is done as the one whose state it is.
+    if !matches!(command, AdminCommand::RemoveNetworks) {
+        let cannot = |error| Failure::failed(format!("Cannot work on {}: {error}.", state.display()));
+        become_owner(state).map_err(cannot)?;
+    }
     match command {
         AdminCommand::SetupLink => {
             let token = admin::setup_token(state)?;

@@ -8,7 +8,7 @@
 //!
 //! What is made is found again by what it is, not by what we remember: a bridge is ours when its alias names our state folder, a dnsmasq is
 //! ours when its arguments are. So everything here may be called again at any time, after a restart, after somebody flushed the rules.
-//! `network.json` in the state folder keeps what must not change by itself: subnet, IPv6 prefix, and the host's settings before ours.
+//! `host/network.json` in the state folder keeps what must not change by itself: subnet, IPv6 prefix, and the host's settings before ours.
 
 mod dnsmasq;
 pub mod firewall;

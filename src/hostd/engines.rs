@@ -30,6 +30,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     host::{firmware::Firmware, net::Networks, passt, tap},
     spec::Boot,
+    state_files::Owner,
     types::{Id, monotonic_us},
     wire::{Attachment, EndKind, EngineEnd, EngineStart, Handed, Launch, LiveEngine},
 };
@@ -43,7 +44,7 @@ pub struct Engines {
     files: StateFiles,
     networks: Networks,
     /// Who may connect to engines' sockets; `None` without privilege.
-    web_user: Option<u32>,
+    web_user: Option<Owner>,
     live: BTreeMap<Id, Engine>,
 }
 
@@ -71,7 +72,7 @@ impl Engines {
         run: &Path,
         files: StateFiles,
         networks: Networks,
-        web_user: Option<u32>,
+        web_user: Option<Owner>,
     ) -> io::Result<(Engines, Vec<(Id, EngineEnd)>)> {
         let guests = run.join("guests");
         fs::create_dir_all(&guests)?;
@@ -214,7 +215,8 @@ impl Engines {
             let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
             rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-            std::os::unix::fs::chown(&path, self.web_user, self.web_user)?;
+            let owner = self.web_user;
+            std::os::unix::fs::chown(&path, owner.map(|owner| owner.user), owner.map(|owner| owner.group))?;
             hands.give(handed, socket);
         }
         let end = fs::File::options().create(true).truncate(true).write(true).open(folder.join("end.json"))?;

@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, op
 
 use crate::{
     error::{Error, ErrorKind, Result},
+    state_files::Owner,
     types::Id,
     wire::Place,
 };
@@ -72,9 +73,8 @@ impl StateFiles {
         let own = folder_in(&guests, guest.as_str()).map_err(failed)?;
         let flags = flags | OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
         let file = beneath(&own, Path::new(name), flags).map_err(failed)?;
-        let owner = rustix::fs::fstat(&root).map_err(|error| failed(error.into()))?;
-        let ids = (Some(Uid::from_raw(owner.st_uid)), Some(Gid::from_raw(owner.st_gid)));
-        rustix::fs::fchown(&file, ids.0, ids.1).map_err(|error| failed(error.into()))?;
+        let (user, group) = owner_within(&root).map_err(failed)?;
+        rustix::fs::fchown(&file, Some(user), Some(group)).map_err(|error| failed(error.into()))?;
         regular(file).map_err(failed)
     }
 
@@ -119,13 +119,19 @@ impl StateFiles {
     }
 }
 
-/// Opens a folder, and makes it when it is not there; it belongs to whoever owns the one above.
+/// Whose files go into a folder.
+fn owner_within(folder: &OwnedFd) -> io::Result<(Uid, Gid)> {
+    let found = rustix::fs::fstat(folder)?;
+    let owner = Owner::within(found.st_uid, found.st_gid);
+    Ok((Uid::from_raw(owner.user), Gid::from_raw(owner.group)))
+}
+
+/// Opens a folder, and makes it when it is not there.
 fn folder_in(above: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
-    let owner = rustix::fs::fstat(above)?;
     match rustix::fs::mkdirat(above, name, Mode::from_bits_truncate(0o750)) {
         Ok(()) => {
-            let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
-            chownat(above, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+            let (user, group) = owner_within(above)?;
+            chownat(above, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
         }
         Err(rustix::io::Errno::EXIST) => {}
         Err(error) => return Err(error.into()),

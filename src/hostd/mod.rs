@@ -38,13 +38,11 @@ use self::{engines::Engines, files::StateFiles};
 use crate::{
     error::{Error, ErrorKind, Result},
     host::net::Networks,
+    state_files::{Owner, prepare_own, prepare_state},
     types::Id,
     wire::{self, EngineEnd, HostCall, HostMessage},
 };
 
-/// The service user where no user `innkeeper` exists (no systemd-sysusers): outside every range that distributions give out.
-const FALLBACK_ID: u32 = 60_999;
-const ROOT: u32 = 0;
 /// How long the web role may take to end.
 const WEB_END: Duration = Duration::from_millis(1500);
 /// How long the web role of a server that died may take to notice and end.
@@ -65,10 +63,10 @@ pub struct ServeConfig {
 ///
 /// Errors: `Conflict` when another process serves this state, and who; what is missing otherwise.
 pub fn serve(config: &ServeConfig) -> Result<()> {
-    let web_user = web_user();
-    prepare(&config.state, 0o750, web_user)?;
-    // Not the web role's: what is found here is believed later, such as who an engine is.
-    prepare(&config.run, 0o755, web_user.map(|_| ROOT))?;
+    // Root gives the web role to the service user; anybody else runs everything as themselves.
+    let web_user = nix::unistd::geteuid().is_root().then(Owner::service);
+    prepare_state(&config.state).map_err(|error| unusable(&config.state, error))?;
+    prepare_own(&config.run).map_err(|error| unusable(&config.run, error))?;
     let mut lock = lock(&config.state)?;
     let listener = TcpListener::bind(config.listen).map_err(|error| {
         let remedy = match error.kind() {
@@ -104,7 +102,7 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
 
 struct Hostd {
     config: ServeConfig,
-    web_user: Option<u32>,
+    web_user: Option<Owner>,
     lock: File,
     listener: TcpListener,
     api: UnixListener,
@@ -293,36 +291,19 @@ impl Hostd {
     }
 }
 
-/// Root gives the web role to the user `innkeeper`; an ordinary user runs everything as itself.
-fn web_user() -> Option<u32> {
-    if !nix::unistd::geteuid().is_root() {
-        return None;
-    }
-    let named = nix::unistd::User::from_name("innkeeper").ok().flatten();
-    Some(named.map_or(FALLBACK_ID, |user| user.uid.as_raw()))
-}
-
-/// Makes a folder of ours, and gives it to the web role.
-fn prepare(path: &Path, mode: u32, owner: Option<u32>) -> Result<()> {
-    let failed = |error: io::Error| {
-        Error::new(ErrorKind::Unavailable, format!("Cannot use the folder {}: {error}.", path.display())).because(error)
-    };
-    fs::create_dir_all(path).map_err(failed)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
-    if owner.is_some() {
-        std::os::unix::fs::chown(path, owner, owner).map_err(failed)?;
-    }
-    Ok(())
+fn unusable(folder: &Path, error: io::Error) -> Error {
+    Error::new(ErrorKind::Unavailable, format!("Cannot use the folder {}: {error}.", folder.display())).because(error)
 }
 
 /// One server for one state. The lock is ours and our web role's, and ends with both, however they end: after our death
 /// the next server waits for the old web role, which still has the port and the database.
 fn lock(state: &Path) -> Result<File> {
     let path = state.join("serve.lock");
-    // The folder is the web role's: a link in place of the file would lead root to where that role may not write.
+    // The web role may add files to the folder: a link in this one's place would lead root to where that role may not write.
     let mut options = File::options();
-    options.create(true).truncate(false).read(true).write(true).custom_flags(libc::O_NOFOLLOW);
-    let file = options.open(&path);
+    options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
+    // Opened before made: some systems let nobody open another's file in such a folder with the wish to make it.
+    let file = options.open(&path).or_else(|_| options.create(true).truncate(false).open(&path));
     let file = file.map_err(|error| {
         Error::new(ErrorKind::Unavailable, format!("Cannot open {}: {error}.", path.display())).because(error)
     })?;
@@ -348,13 +329,13 @@ fn lock(state: &Path) -> Result<File> {
 }
 
 /// The socket of the command line; whoever may connect is checked again by the web role.
-fn bind_api(run: &Path, owner: Option<u32>) -> io::Result<UnixListener> {
+fn bind_api(run: &Path, owner: Option<Owner>) -> io::Result<UnixListener> {
     let path = run.join("api.sock");
     let _ = fs::remove_file(&path);
     let api = UnixListener::bind(&path)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o660))?;
-    if owner.is_some() {
-        std::os::unix::fs::chown(&path, owner, owner)?;
+    if let Some(owner) = owner {
+        std::os::unix::fs::chown(&path, Some(owner.user), Some(owner.group))?;
     }
     Ok(api)
 }

@@ -11,7 +11,7 @@ use std::{
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use crate::{engine::role::START_FD, host::sys::unblock_signals, wire::EngineStart};
+use crate::{engine::role::START_FD, host::sys::unblock_signals, state_files::Owner, wire::EngineStart};
 
 /// The running binary, also after its file was replaced by an upgrade.
 const SELF: &str = "/proc/self/exe";
@@ -48,7 +48,7 @@ pub struct Web<'a> {
     /// The file with the lock on the state.
     pub lock: OwnedFd,
     /// User and group to become.
-    pub run_as: Option<u32>,
+    pub run_as: Option<Owner>,
     /// Tell people where the server is and how to get in.
     pub announce: bool,
 }
@@ -67,9 +67,9 @@ pub fn web(web: Web<'_>) -> io::Result<Child> {
     if web.announce {
         command.arg("--announce");
     }
-    if let Some(id) = web.run_as {
+    if let Some(owner) = web.run_as {
         // With a user, std also empties the list of supplementary groups.
-        command.uid(id).gid(id);
+        command.uid(owner.user).gid(owner.group);
     }
     command.fd_mappings(mappings).map_err(io::Error::other)?;
     unblock_signals(&mut command).spawn()

@@ -143,6 +143,7 @@ fn mistakes_have_a_sentence_and_an_exit_code() {
 fn an_administrator_needs_only_the_state_directory() {
     let lab = Lab::start();
     let _client = lab.app.client();
+    lab.app.give_state_to_its_user();
     let state = lab.app.state.path();
     let link = well(state, "admin setup-link");
     assert!(link.starts_with("https://") && link.contains("/setup?token="), "{link}");
@@ -174,6 +175,7 @@ fn an_administrator_needs_only_the_state_directory() {
 fn a_console_over_https_survives_and_ends_with_the_guest() {
     let lab = Lab::start();
     let _client = lab.app.client();
+    lab.app.give_state_to_its_user();
     let state = lab.app.state.path();
     well(state, "guest create t --test-guest --network none --start");
     with_input(state, "admin create-user ada --password-stdin", b"correct horse\n");

@@ -12,9 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use innkeeper::host::{
-    net::{BRIDGE, Networks},
-    passt, tap,
+use innkeeper::{
+    host::{
+        net::{BRIDGE, Networks},
+        passt, tap,
+    },
+    state_files::HOST_FOLDER,
 };
 use nix::{
     sched::{CloneFlags, unshare},
@@ -89,7 +92,8 @@ impl Folders {
         fs::read_to_string(self.run.path().join("dnsmasq.pid")).unwrap().trim().parse().unwrap()
     }
     fn files(&self) -> usize {
-        fs::read_dir(self.state.path()).unwrap().count() + fs::read_dir(self.run.path()).unwrap().count()
+        let count = |folder: &Path| fs::read_dir(folder).map_or(0, Iterator::count);
+        count(&self.state.path().join(HOST_FOLDER)) + count(self.run.path())
     }
 }
 

@@ -17,6 +17,7 @@ use std::{
 use innkeeper::{
     admin,
     error::ErrorKind,
+    state_files::{HOST_FOLDER, Owner, prepare_state},
     web::role::{self, WebRole},
     wire::{self, Finding, HostAnswer, HostCall, HostMessage, HostRefusal, HostRequest, NetworkStatus, Place, Verdict},
 };
@@ -72,6 +73,21 @@ impl TestApp {
         let role = WebRole { state_dir: state.path().to_owned(), run_dir, hostd: near, listener, api, announce: false };
         let server = Some(std::thread::spawn(move || role::run(role)));
         TestApp { port, state, asked, server, hostd: Some(far), hostd_thread: Some(hostd_thread) }
+    }
+
+    /// As under root's supervisor, where the files of the state are the service user's and `admin` becomes that user.
+    pub fn give_state_to_its_user(&self) {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        prepare_state(self.state.path()).unwrap();
+        let Owner { user, group } = Owner::service();
+        for entry in fs::read_dir(self.state.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if !path.ends_with(HOST_FOLDER) {
+                std::os::unix::fs::chown(&path, Some(user), Some(group)).unwrap();
+            }
+        }
     }
 
     /// Ends the server as the end of its supervisor does; how long that took.

@@ -20,7 +20,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("wire", &["error", "spec", "types"]),
     ("engine", &["spec", "types", "wire"]),
     ("host", &["error", "spec", "types", "wire"]),
-    ("hostd", &["engine", "error", "host", "spec", "types", "wire"]),
+    ("hostd", &["engine", "error", "host", "spec", "state_files", "types", "wire"]),
     ("api", &["spec", "types", "wire", "error"]),
     ("store", &["error", "spec", "state_files", "types", "wire"]),
     ("changes", &["types"]),
@@ -52,7 +52,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("admin", &["auth", "error", "host", "store", "types", "web"]),
-    ("cli", &["admin", "api", "error", "host", "spec", "types", "wire"]),
+    ("cli", &["admin", "api", "error", "host", "spec", "state_files", "types", "wire"]),
     ("lib", &[]),
     ("main", &[]),
 ];

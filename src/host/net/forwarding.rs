@@ -101,7 +101,10 @@ fn write(root: &Path, name: &str, value: &str) -> Result<()> {
     // The names come from a file of ours; it is checked like any other input.
     let inside = name.starts_with("net/") && !name.split('/').any(|part| part == ".." || part.is_empty());
     if !inside {
-        return Err(Error::new(ErrorKind::Internal, "network.json names a setting that is not one of the network."));
+        return Err(Error::new(
+            ErrorKind::Internal,
+            "host/network.json names a setting that is not one of the network.",
+        ));
     }
     fs::write(root.join(name), value).map_err(|error| {
         let sysctl = name.replace('/', ".");

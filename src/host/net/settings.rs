@@ -1,4 +1,4 @@
-//! `network.json`: what of the NAT network must stay the same over restarts, and what the host was like before it.
+//! `host/network.json`: what of the NAT network must stay the same over restarts, and what the host was like before it.
 
 use std::{
     fs::{self, File},
@@ -14,7 +14,7 @@ use crate::{
     wire::NatNetwork,
 };
 
-const FILE: &str = "network.json";
+const FILE: &str = "host/network.json";
 const VERSION: u32 = 1;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,13 +64,15 @@ impl Settings {
         let path = state.join(FILE);
         let failed = |error: io::Error| Error::internal(format!("Cannot write {} ({error}).", path.display()), error);
         let bytes = serde_json::to_vec_pretty(self).map_err(|error| failed(error.into()))?;
-        let part = state.join("network.json.part");
+        let part = path.with_extension("part");
         let write = || {
+            let folder = path.parent().unwrap_or(state);
+            fs::create_dir_all(folder)?;
             let mut file = File::create(&part)?;
             file.write_all(&bytes)?;
             file.sync_all()?;
             fs::rename(&part, &path)?;
-            File::open(state)?.sync_all()
+            File::open(folder)?.sync_all()
         };
         write().map_err(failed)
     }
@@ -131,15 +133,17 @@ pub(super) mod tests {
         let settings = sample();
         settings.write(folder.path()).unwrap();
         assert_eq!(Settings::read(folder.path()).unwrap(), Some(settings));
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        let kept = folder.path().join(FILE).parent().unwrap().to_owned();
+        assert_eq!(fs::read_dir(&kept).unwrap().count(), 1);
         Settings::remove(folder.path()).unwrap();
         Settings::remove(folder.path()).unwrap();
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(&kept).unwrap().count(), 0);
     }
 
     #[test]
     fn a_damaged_file_says_what_to_do() {
         let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join(FILE).parent().unwrap()).unwrap();
         for text in ["", "{}", "not json"] {
             fs::write(folder.path().join(FILE), text).unwrap();
             assert!(Settings::read(folder.path()).unwrap_err().to_string().contains("Remove that file"), "{text}");
