@@ -67,12 +67,15 @@ impl Error {
     pub fn field(&self) -> Option<&'static str> {
         self.field
     }
-    /// Everything, for the log only.
+    /// Everything, for the log only; each cause once, since many repeat their own.
     pub fn for_log(&self) -> String {
         let mut text = self.public.clone();
         let mut next: Option<&dyn StdError> = self.source.as_ref().map(|source| &**source as &dyn StdError);
         while let Some(cause) = next {
-            text = format!("{text}: {cause}");
+            let words = cause.to_string();
+            if !text.contains(&words) {
+                text = format!("{}: {words}", text.trim_end_matches('.'));
+            }
             next = cause.source();
         }
         text
@@ -98,6 +101,8 @@ mod tests {
     fn the_source_is_logged_and_never_shown() {
         let error = Error::internal("Cannot open disk \"data\".", std::io::Error::other("/secret/path"));
         assert_eq!(error.to_string(), "Cannot open disk \"data\".");
-        assert_eq!(error.for_log(), "Cannot open disk \"data\".: /secret/path");
+        assert_eq!(error.for_log(), "Cannot open disk \"data\": /secret/path");
+        let told = Error::internal("Cannot start: no memory.", std::io::Error::other("no memory"));
+        assert_eq!(told.for_log(), "Cannot start: no memory.");
     }
 }

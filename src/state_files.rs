@@ -76,6 +76,27 @@ pub fn prepare_own(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
 }
 
+/// Whether this process may enter the state directory.
+///
+/// Errors: names the folder on the way that keeps it out, with the remedy.
+pub fn check_entry(state: &Path) -> Result<(), String> {
+    let closed = |folder: &&Path| {
+        fs::metadata(folder.join(".")).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    };
+    let mut way: Vec<&Path> = state.ancestors().collect();
+    way.reverse();
+    match way.into_iter().find(closed) {
+        None => Ok(()),
+        Some(folder) => Err(format!(
+            "The user who serves the pages (number {}) may not enter {}, where the state is. Keep the state elsewhere with --state DIR, \
+             or let others pass: chmod o+x {}",
+            geteuid(),
+            folder.display(),
+            folder.display()
+        )),
+    }
+}
+
 /// From here on this process is the one whose state that is. Root gives itself up, for good: the web role wrote what is there,
 /// and could lead root by a link to files that are not its own.
 pub fn become_owner(state: &Path) -> io::Result<()> {

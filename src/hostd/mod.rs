@@ -224,8 +224,13 @@ impl Hostd {
             let call = match wire::receive::<HostCall>(&web.socket) {
                 Ok(Some((call, _))) => call,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // The end of the socket, or nonsense: SIGCHLD tells of the one, the other has no place here.
-                Ok(None) => return self.drop_web(),
+                // It is ending, and may have to say why before it is gone.
+                Ok(None) => {
+                    if let Some(web) = &mut self.web {
+                        wait_or_kill(&mut web.child);
+                    }
+                    return;
+                }
                 Err(error) => {
                     tracing::error!(%error, "the web role sent what is no request");
                     return self.drop_web();
@@ -269,16 +274,7 @@ impl Hostd {
         if let Some(pid) = pid {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
-        let deadline = Instant::now() + WEB_END;
-        while Instant::now() < deadline {
-            if !matches!(web.child.try_wait(), Ok(None)) {
-                return;
-            }
-            // SIGCHLD is blocked and pending; a short poll on nothing is the wait.
-            let _ = poll(&mut [], Some(&Timespec { tv_sec: 0, tv_nsec: 5_000_000 }));
-        }
-        let _ = web.child.kill();
-        let _ = web.child.wait();
+        wait_or_kill(&mut web.child);
     }
 
     /// With privilege a NAT network is there from the first start on. A host without the tools says so on its page.
@@ -289,6 +285,20 @@ impl Hostd {
             tracing::warn!("{}", error.for_log());
         }
     }
+}
+
+/// Waits until a process that is ending has ended; kills one that takes too long.
+fn wait_or_kill(child: &mut Child) {
+    let deadline = Instant::now() + WEB_END;
+    while Instant::now() < deadline {
+        if !matches!(child.try_wait(), Ok(None)) {
+            return;
+        }
+        // SIGCHLD is blocked and pending; a short poll on nothing is the wait.
+        let _ = poll(&mut [], Some(&Timespec { tv_sec: 0, tv_nsec: 5_000_000 }));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 fn unusable(folder: &Path, error: io::Error) -> Error {

@@ -19,10 +19,11 @@ use super::{State, guard, listen, routes, tls, view::fingerprint};
 use crate::{
     auth::{self, Auth},
     changes::Changes,
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     guests::{self, Guests},
     host_client::HostClient,
     images::Images,
+    state_files::check_entry,
     store::Store,
     tasks::Tasks,
 };
@@ -113,6 +114,7 @@ fn announcement(urls: &[String], setup_token: Option<&str>, fingerprint: &str) -
 }
 
 async fn open(config: WebRole, background: Handle) -> Result<State> {
+    check_entry(&config.state_dir).map_err(|why| Error::new(ErrorKind::Unavailable, why))?;
     let store = std::sync::Arc::new(Store::open(&config.state_dir)?);
     let certificate = tls::open(&config.state_dir)?;
     let (host, engines_gone) = HostClient::start(config.hostd)?;

@@ -134,7 +134,11 @@ fn a_killed_engine_fails_its_guest_alone_and_the_reason_survives_a_restart() {
     assert_eq!(show(client, "b")["state"], "running");
     let trail = client.get("/api/v1/audit").json();
     let line = trail.as_array().unwrap().iter().find(|line| line["who"] == "guest").unwrap();
-    assert_eq!((&line["action"], &line["subject"]), (&json!("fail_guest"), &json!("a")), "it is in the guest's history");
+    assert_eq!(
+        (&line["action"], &line["subject"]),
+        (&json!("fail_guest"), &json!("a")),
+        "it is in the guest's history"
+    );
 
     let lab = lab.restart();
     let client = &mut lab.administrator();

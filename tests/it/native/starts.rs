@@ -1,8 +1,9 @@
 //! Starting and ending servers and guests: once, not twice, and in time.
 
 use std::{
+    fs,
     io::{Read, Write},
-    os::unix::net::UnixStream,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
     time::Duration,
 };
 
@@ -10,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::{
     viewer::Serial,
-    world::{PATIENCE, World},
+    world::{Kvm, PATIENCE, Who, World},
 };
 use crate::support::{Client, PASSWORD, RawConnection, connect_tls, read_until};
 
@@ -67,6 +68,17 @@ fn a_second_server_on_the_same_state_says_who_has_it() {
     assert_eq!(world.holder(), (pid, address), "the first one is as it was");
     assert_eq!(world.states(), [("t".into(), "running".into())]);
     Serial::open(&world, "t", None).see_it_tick();
+}
+
+#[test]
+fn a_state_in_a_folder_that_the_pages_user_may_not_enter_is_refused() {
+    let Some(world) = World::without_server(Who::Root, Kvm::Usual) else { return };
+    let closed = world.state().parent().unwrap().to_owned();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+    let refused = world.output("serve --listen 127.0.0.1:0");
+    assert_eq!(refused.code, 1);
+    let why = format!("may not enter {}, where the state is", closed.display());
+    assert!(refused.err.contains(&why) && refused.err.contains("--state"), "{}", refused.err);
 }
 
 #[test]
