@@ -74,7 +74,7 @@ need_rust() {
 # rustup_toolchain: today's stable, used for this build whatever the caller's default is.
 rustup_toolchain() {
   say "installing Rust with rustup, for $(caller)"
-  as_caller rustup toolchain install --no-self-update --profile minimal --component clippy --component rustfmt stable >&2 || no_rust
+  as_caller rustup toolchain install stable --no-self-update --profile minimal --component clippy --component rustfmt >&2 || no_rust
   export RUSTUP_TOOLCHAIN=stable
   rust_is_new_enough || no_rust
 }
