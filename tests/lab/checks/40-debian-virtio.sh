@@ -1,5 +1,6 @@
 #!/bin/bash
-# A Debian disk on virtio-blk: GRUB, login on serial and screen, two CPUs, an address, a download, reset, power off inside, shut down from outside.
+# A Debian disk on virtio-blk: GRUB, login on serial and screen, two CPUs, addresses, a download, a full host, reset, power off inside, shut down from
+# outside.
 # limit: 1500
 . "$(dirname "$0")/../lib.sh"
 
@@ -20,8 +21,21 @@ run_in debian 60 'for i in $(seq 40); do ip -4 route | grep -q default && break;
 run_in debian 60 'curl -s --max-time 20 http://$(ip -4 route show default | cut -d" " -f3 | head -n 1):8099/hello'
 await_serial debian "^innkeeper-$$" 5
 [[ $(field debian addresses) == *[0-9]* ]] || broken "the guest's address is not known to the server"
+run_in debian 60 'for i in $(seq 40); do ip -6 -br address show scope global | grep -q " fd" && break; sleep 1; done; ip -6 -br address show scope global | grep " fd"'
+run_in debian 60 'ping -6 -c 1 -W 20 $(ip -6 route show default | cut -d" " -f3 | head -n 1)%$(ip -6 route show default | sed "s/.*dev //; s/ .*//" | head -n 1)'
 run_in debian 30 'dmesg | grep -i -E "ACPI (BIOS )?(Error|Warning)|BUG:|Call Trace" && false || true'
 run_in debian 60 'dd if=/dev/urandom of=/root/data bs=1M count=16 status=none; sha256sum </root/data >/root/sum; sync'
+
+# The host's disk is full: the guest is paused with the reason, and goes on when there is room again.
+fallocate -l $(($(df --output=avail -B1 "$STATE" | tail -n 1) - (24 << 20))) "$STATE/filler"
+type_serial debian 'dd if=/dev/urandom of=/root/big bs=1M count=64 conv=fsync status=none; echo "written"-$?\r'
+await_state debian paused 120 || broken "the guest is '$(field debian state)' with a full disk; $(serial debian | tail -n 5)"
+note "paused: $(field debian reason)"
+[[ $(field debian reason) == *"no space"* ]] || broken "the reason is '$(field debian reason)'"
+rm "$STATE/filler"
+ik guest resume debian
+await_serial debian '^written-0' 120
+run_in debian 30 'dmesg | grep -E "I/O error|EXT4-fs error" && false || true'
 
 ik guest reset debian
 log_in debian 2
