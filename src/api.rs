@@ -109,6 +109,30 @@ pub enum Firmware {
     #[default]
     Bios,
     Uefi,
+    /// UEFI with Secure Boot.
+    UefiSecure,
+}
+
+impl Firmware {
+    pub const ALL: [Firmware; 3] = [Firmware::Bios, Firmware::Uefi, Firmware::UefiSecure];
+
+    /// The word in JSON and forms.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Firmware::Bios => "bios",
+            Firmware::Uefi => "uefi",
+            Firmware::UefiSecure => "uefi_secure",
+        }
+    }
+
+    /// For people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Firmware::Bios => "BIOS",
+            Firmware::Uefi => "UEFI",
+            Firmware::UefiSecure => "UEFI with Secure Boot",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

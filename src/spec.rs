@@ -42,8 +42,8 @@ pub struct GuestSpec {
 pub enum Boot {
     /// SeaBIOS, from its package.
     Bios,
-    /// OVMF, without a variable store of its own yet.
-    Uefi,
+    /// OVMF with a store of variables; with Secure Boot the store begins with the usual keys.
+    Uefi { secure_boot: bool },
     /// A bzImage or a PVH ELF kernel, without firmware.
     Kernel { initrd: bool, cmdline: String },
     /// The built-in test guest.
@@ -137,7 +137,7 @@ impl GuestSpec {
         }
         match &self.boot {
             Boot::Kernel { cmdline, .. } | Boot::Test { cmdline } => check_cmdline(cmdline)?,
-            Boot::Bios | Boot::Uefi => {}
+            Boot::Bios | Boot::Uefi { .. } => {}
         }
         Ok(())
     }

@@ -209,6 +209,8 @@ pub enum Handed {
     VncSocket,
     /// SeaBIOS or OVMF.
     Firmware,
+    /// The guest's own variables of UEFI firmware, read and write.
+    Variables,
     /// The VGA option ROM.
     VgaRom,
     /// The n-th of `spec.disks`.

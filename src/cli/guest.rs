@@ -81,6 +81,8 @@ pub enum GuestCommand {
         #[arg(long)]
         eject: bool,
     },
+    /// Forget what the UEFI firmware of a stopped guest has stored: boot entries, settings, keys that were enrolled.
+    ResetFirmware { name: String },
     /// Connect this terminal to the guest's serial console; Ctrl+] leaves.
     Console {
         name: String,
@@ -98,6 +100,8 @@ pub enum GuestCommand {
 pub enum FirmwareArg {
     Bios,
     Uefi,
+    /// UEFI with Secure Boot, the usual keys enrolled.
+    UefiSecure,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -139,7 +143,7 @@ pub struct CreateArgs {
     /// The kernel's (or the test guest's) command line.
     #[arg(long, value_name = "TEXT")]
     cmdline: Option<String>,
-    /// The firmware that boots from disk or CD; left out: bios. uefi keeps no variables in this release.
+    /// The firmware that boots from disk or CD; left out: bios.
     #[arg(long, value_enum)]
     firmware: Option<FirmwareArg>,
     /// nat, user, none or bridge:NAME; left out: nat where the server runs as root, user elsewhere.
@@ -223,6 +227,10 @@ pub fn run(client: &Client, place: &PlaceArgs, command: GuestCommand) -> Outcome
             client.send("POST", &path(&name, "/cd"), &ChangeCd { image })?;
             say(format!("{name}: CD {said}"))
         }
+        GuestCommand::ResetFirmware { name } => {
+            client.send("POST", &path(&name, "/reset-firmware"), &serde_json::json!({}))?;
+            say(format!("{name}: the firmware starts as new"))
+        }
         GuestCommand::Console { name, dump: true } => {
             let bytes = client.get_bytes(&path(&name, "/scrollback"))?;
             Ok(io::stdout().write_all(&bytes)?)
@@ -281,8 +289,7 @@ fn describe(guest: &Guest) -> String {
     lines.push(("cpus", guest.cpus.to_string()));
     lines.push(("memory", show_size(guest.memory_bytes)));
     match &guest.boot {
-        Boot::Disk { firmware: Firmware::Bios } => lines.push(("boot", "BIOS".into())),
-        Boot::Disk { firmware: Firmware::Uefi } => lines.push(("boot", "UEFI".into())),
+        Boot::Disk { firmware } => lines.push(("boot", firmware.words().into())),
         Boot::Test { cmdline } => lines.push(("boot", format!("test guest {cmdline}").trim_end().to_owned())),
         Boot::Kernel { kernel, initrd, cmdline } => {
             lines.push(("kernel", kernel.clone()));
@@ -374,6 +381,7 @@ fn settle(client: &Client, mut guest: Guest) -> Outcome<Guest> {
 fn firmware(arg: Option<FirmwareArg>) -> Firmware {
     match arg {
         Some(FirmwareArg::Uefi) => Firmware::Uefi,
+        Some(FirmwareArg::UefiSecure) => Firmware::UefiSecure,
         Some(FirmwareArg::Bios) | None => Firmware::Bios,
     }
 }

@@ -21,12 +21,13 @@ use super::{
     disk::RawFile,
     facts::{BootDevice, MachineFacts},
     fault::HostFaults,
+    flash::Flash,
     fwcfg::FwCfg,
     i8042::I8042,
     irq::{IrqLine, MsiSink},
     layout::{self, slot},
     log::GuestLog,
-    memory::{GuestRam, HostRegion},
+    memory::{Gpa, GuestRam, HostRegion},
     pci::{
         DevFn,
         root::{AddressPort, DataPort, PciRoot, Placement},
@@ -58,6 +59,10 @@ pub trait Board: Placement + MsiSink {
     fn set_irq(&self, number: u32, high: bool);
     /// Declares the video RAM; `place_video_ram` says where it is.
     fn set_video_ram(&self, region: &HostRegion);
+    /// Declares the array of the flash chip, at a fixed address, and shows it: the guest reads it and its writes exit.
+    fn set_flash(&self, at: u64, array: &HostRegion);
+    /// Whether the array is there to be read; otherwise reads exit too.
+    fn show_flash(&self, shown: bool);
     /// Which pages of video RAM the guest has written since the last call, one bit a page; empty while it is not mapped.
     fn take_dirty_video(&self) -> Vec<u64>;
 }
@@ -68,6 +73,8 @@ pub struct DeviceFiles {
     pub cd: Option<File>,
     pub network: Option<OwnedFd>,
     pub vga_rom: Option<Vec<u8>>,
+    /// The flash chip with the firmware's variables, and where it is.
+    pub flash: Option<(File, Gpa)>,
 }
 
 /// Whom devices tell.
@@ -95,6 +102,7 @@ pub struct Devices {
     system_control: Arc<Mutex<SystemControl>>,
     reset_control: Arc<Mutex<ResetControl>>,
     debug_console: Arc<Mutex<DebugConsole>>,
+    flash: Option<(Gpa, Arc<Mutex<Flash>>)>,
     faults: HostFaults,
     ahci: AhciIo,
     workers: Vec<Worker>,
@@ -134,6 +142,13 @@ impl Devices {
             let report = Arc::clone(&listeners.host_fault);
             move |reason| report(reason)
         });
+        let flash = match files.flash {
+            Some((file, at)) => {
+                let chip = Flash::new(file, at.0, Arc::clone(board), Arc::clone(&listeners.host_fault))?;
+                Some((at, Arc::new(Mutex::new(chip))))
+            }
+            None => None,
+        };
         let tray = CdTray::new();
         if let Some(medium) = files.cd {
             tray.insert(RawFile::new(medium, true)?);
@@ -174,6 +189,7 @@ impl Devices {
             vga,
             screen,
             tray,
+            flash,
             faults,
             ahci,
             workers,
@@ -203,6 +219,10 @@ impl Devices {
             self.pio.map(at, device).expect("fixed ports do not overlap");
         }
         self.mmio.map(window.0, window.1).expect("nothing else is there yet");
+        if let Some((at, flash)) = &self.flash {
+            let end = at.0 + lock(flash).bytes() as u64;
+            self.mmio.map(at.0..end, Arc::clone(flash) as SharedDevice).expect("only the VGA window is there yet");
+        }
     }
 
     /// Everything back to the state after power on. Every vCPU is parked.
@@ -217,6 +237,9 @@ impl Devices {
         lock(&self.system_control).reset();
         lock(&self.reset_control).reset();
         lock(&self.debug_console).reset();
+        if let Some((_, flash)) = &self.flash {
+            lock(flash).reset();
+        }
         lock(&self.vga).reset();
         self.screen.redraw();
         self.hub.mark_reset();
@@ -242,6 +265,9 @@ impl Devices {
     /// The end: nothing waits any more.
     pub fn close(&self) {
         self.faults.abandon();
+        if let Some((_, flash)) = &self.flash {
+            lock(flash).close();
+        }
         self.hub.close();
         self.screen.close();
     }

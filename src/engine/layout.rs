@@ -9,7 +9,7 @@
 //! c000_0000  end of low RAM, PCI memory         01ce-01d0  VBE dispi      0cf8  PCI configuration
 //! fec0_0000  IOAPIC (in KVM)                    03c0-03df  VGA            0cf9  reset
 //! fee0_0000  local APIC (in KVM)                03f8-03ff  COM1           afe0  GPE0
-//! ff..       firmware, its end at 4 GiB
+//! ff..       firmware, its end at 4 GiB; below it the flash chip with UEFI variables (ffc0_0000 with OVMF of 4 MiB)
 //! 1_0000_0000  the RAM above 3 GiB
 //! ```
 

@@ -42,6 +42,8 @@ const LEVEL_TRIGGERED: u16 = 1 << 9 | 1 << 10 | 1 << 11;
 pub struct MachineFiles {
     pub kvm: OwnedFd,
     pub firmware: Option<File>,
+    /// Of UEFI firmware.
+    pub variables: Option<File>,
     pub vga_rom: Option<File>,
     pub kernel: Option<File>,
     pub initrd: Option<File>,
@@ -84,14 +86,18 @@ impl Machine {
             None => None,
         };
         let image = match &spec.boot {
-            Boot::Bios | Boot::Uefi => BootImage::Firmware(map_firmware(&vm, files.firmware)?),
+            Boot::Bios | Boot::Uefi { .. } => BootImage::Firmware(map_firmware(&vm, files.firmware)?),
             Boot::Test { cmdline } => BootImage::Test { cmdline: cmdline.clone() },
             Boot::Kernel { cmdline, .. } => {
                 let kernel = files.kernel.ok_or_else(|| io::Error::other("no kernel was handed to the engine"))?;
                 BootImage::Kernel { kernel, initrd: files.initrd, cmdline: cmdline.clone() }
             }
         };
-        let device_files = DeviceFiles { disks: files.disks, cd: files.cd, network: files.network, vga_rom };
+        let flash = match (&image, files.variables) {
+            (BootImage::Firmware(code), Some(file)) => Some(place_flash(file, code)?),
+            _ => None,
+        };
+        let device_files = DeviceFiles { disks: files.disks, cd: files.cd, network: files.network, vga_rom, flash };
         let board: Arc<dyn Board> = Arc::clone(&vm) as _;
         let devices = Devices::new(&board, &ram, spec, &facts, device_files, listeners, log)?;
         let mut machine = Machine { vcpus: Vec::new(), devices, vm, ram, facts, image };
@@ -219,6 +225,15 @@ fn map_firmware(vm: &Vm, file: Option<File>) -> io::Result<HostRegion> {
     region.write(0, &bytes);
     vm.add_rom(Gpa(layout::HIGH_RAM_START - bytes.len() as u64), &region)?;
     Ok(region)
+}
+
+/// The variables end where the firmware's code begins.
+fn place_flash(file: File, code: &HostRegion) -> io::Result<(File, Gpa)> {
+    let below_4_gib = code.bytes() as u64 + file.metadata()?.len();
+    if below_4_gib > FIRMWARE_BYTES_MAX {
+        return Err(io::Error::other("the file with the firmware's variables is damaged: it is too large"));
+    }
+    Ok((file, Gpa(layout::HIGH_RAM_START - below_4_gib)))
 }
 
 fn read_all(file: File, at_most: u64, what: &str) -> io::Result<Vec<u8>> {

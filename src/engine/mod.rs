@@ -16,6 +16,7 @@ pub mod disk;
 pub mod event;
 pub mod facts;
 pub mod fault;
+pub mod flash;
 pub mod fwcfg;
 pub mod i8042;
 pub mod input;

@@ -103,6 +103,7 @@ fn take_hands() -> io::Result<(EngineStart, Hands)> {
         machine: MachineFiles {
             kvm: find(&Handed::Kvm).ok_or_else(|| missing("KVM device"))?,
             firmware: find(&Handed::Firmware).map(File::from),
+            variables: find(&Handed::Variables).map(File::from),
             vga_rom: find(&Handed::VgaRom).map(File::from),
             kernel: find(&Handed::Kernel).map(File::from),
             initrd: find(&Handed::Initrd).map(File::from),

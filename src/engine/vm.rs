@@ -42,6 +42,13 @@ struct Slots {
     next: u32,
     roms: Vec<HostRegion>,
     video: Option<VideoSlot>,
+    flash: Option<FlashSlot>,
+}
+
+struct FlashSlot {
+    slot: u32,
+    array: HostRegion,
+    at: u64,
 }
 
 struct VideoSlot {
@@ -78,7 +85,7 @@ impl Vm {
         fd.create_pit2(pit).map_err(kvm_error("cannot create the interval timer"))?;
         route_interrupts(&fd)?;
         report_emulation_failures(&fd);
-        let slots = Mutex::new(Slots { next: 0, roms: Vec::new(), video: None });
+        let slots = Mutex::new(Slots { next: 0, roms: Vec::new(), video: None, flash: None });
         let vm = Vm { fd, kvm, _ram: ram.clone(), slots, at_power_on: Mutex::new(None) };
         for range in ram.ranges() {
             vm.add_slot(range.start.0, range.bytes, range.host_address, 0)?;
@@ -170,7 +177,7 @@ impl Vm {
             memory_size: bytes,
             userspace_addr: host_address,
         };
-        // SAFETY: the range is a live mapping: RAM is kept by `_ram`, firmware and video RAM by `slots`, all for as long as
+        // SAFETY: the range is a live mapping: RAM is kept by `_ram`, firmware, flash and video RAM by `slots`, all for as long as
         // the machine. The guest writes there at any time; nothing in this process holds references into it.
         unsafe { self.fd.set_user_memory_region(region) }.map_err(kvm_error("cannot map guest memory"))
     }
@@ -218,6 +225,23 @@ impl Board for Vm {
         let slot = slots.next;
         slots.next += 1;
         slots.video = Some(VideoSlot { slot, region: region.clone(), at: None });
+    }
+
+    fn set_flash(&self, at: u64, array: &HostRegion) {
+        let mut slots = self.slots();
+        let slot = slots.next;
+        slots.next += 1;
+        slots.flash = Some(FlashSlot { slot, array: array.clone(), at });
+        drop(slots);
+        self.show_flash(true);
+    }
+
+    fn show_flash(&self, shown: bool) {
+        let slots = self.slots();
+        let Some(flash) = &slots.flash else { return };
+        let bytes = if shown { flash.array.bytes() as u64 } else { 0 };
+        // A slot that KVM refuses leaves the array unmapped: reads exit, and the chip answers them all the same.
+        let _ = self.set_slot(flash.slot, flash.at, bytes, flash.array.host_address(), KVM_MEM_READONLY);
     }
 
     fn take_dirty_video(&self) -> Vec<u64> {

@@ -50,7 +50,8 @@ pub(super) fn spec_of(row: &GuestRow, disks: &[DiskRow]) -> GuestSpec {
         memory_bytes: row.memory_bytes,
         boot: match row.boot {
             BootKind::Bios => Boot::Bios,
-            BootKind::Uefi => Boot::Uefi,
+            BootKind::Uefi => Boot::Uefi { secure_boot: false },
+            BootKind::UefiSecure => Boot::Uefi { secure_boot: true },
             BootKind::Kernel => Boot::Kernel { initrd: row.initrd_image_id.is_some(), cmdline },
             BootKind::Test => Boot::Test { cmdline },
         },

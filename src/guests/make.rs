@@ -13,6 +13,7 @@ use crate::{
     changes::Change,
     error::{Error, Result},
     spec::{DISK_BYTES_MAX, DISK_BYTES_MIN, DISKS_MAX, DiskBus, MACHINE},
+    state_files::VARIABLES,
     store::{
         Tx, blocking,
         guests::{self as rows, BootKind, DiskRow, GuestRow, NetworkMode},
@@ -143,6 +144,32 @@ impl Guests {
             })
             .await?;
         self.forget(id, gone).await
+    }
+
+    /// Takes the variables of a stopped UEFI guest away: its firmware starts as new, with the keys of Secure Boot as they were at first.
+    ///
+    /// Errors: `Conflict` while it runs, and when it has no such firmware.
+    pub async fn reset_firmware(&self, who: &str, id: &Id) -> Result<()> {
+        let supervisor = self.supervisor_of(id)?;
+        let _busy = supervisor.busy.lock().await;
+        self.must_rest(id, "reset")?;
+        let (guest, who, folder) = (id.clone(), who.to_owned(), self.0.state_dir.join("guests").join(id.as_str()));
+        let work = move |tx: &Tx| {
+            let row = rows::by_id(tx, &guest)?.ok_or_else(|| Error::not_found("There is no such guest."))?;
+            if !row.boot.is_uefi() {
+                return Err(Error::conflict("The guest has no UEFI firmware, and so no settings of it."));
+            }
+            for name in VARIABLES {
+                match std::fs::remove_file(folder.join(name)) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(Error::internal(format!("Cannot remove {name} of the guest."), error));
+                    }
+                    _ => {}
+                }
+            }
+            users::audit(tx, &who, "", "reset_firmware_of_guest", row.name.as_str(), guest.as_str())
+        };
+        self.0.around.store.writing(work).await
     }
 
     /// Takes a guest that is in no row any more out of everything else.
@@ -387,6 +414,7 @@ fn apply_boot(tx: &Tx, row: &mut GuestRow, boot: Boot) -> Result<()> {
             row.boot = match firmware {
                 Firmware::Bios => BootKind::Bios,
                 Firmware::Uefi => BootKind::Uefi,
+                Firmware::UefiSecure => BootKind::UefiSecure,
             };
             row.cmdline = String::new();
         }

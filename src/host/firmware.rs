@@ -21,8 +21,12 @@ pub enum Firmware {
     Bios,
     /// SeaVGABIOS for the standard VGA.
     VgaRom,
-    /// OVMF without secure boot: code only, the variables are another file.
+    /// OVMF: code only, for its variables another file is copied. Without SMM, with or without Secure Boot.
     Uefi,
+    /// What the variables of a new guest begin with: nothing.
+    Variables,
+    /// The same with the usual keys enrolled and Secure Boot on.
+    SecureVariables,
 }
 
 impl Firmware {
@@ -31,7 +35,9 @@ impl Firmware {
         match self {
             Firmware::Bios => ("seabios", &["/usr/share/seabios/bios-256k.bin"]),
             Firmware::VgaRom => ("seabios", &["/usr/share/seabios/vgabios-stdvga.bin"]),
-            Firmware::Uefi => ("ovmf", &["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd"]),
+            Firmware::Uefi => ("ovmf", &["/usr/share/OVMF/OVMF_CODE_4M.fd"]),
+            Firmware::Variables => ("ovmf", &["/usr/share/OVMF/OVMF_VARS_4M.fd"]),
+            Firmware::SecureVariables => ("ovmf", &["/usr/share/OVMF/OVMF_VARS_4M.ms.fd"]),
         }
     }
 
@@ -89,13 +95,6 @@ mod tests {
         assert_eq!(path, folder.path().join("OVMF_CODE_4M.fd"));
         let message = open(&path, Firmware::Uefi.package()).unwrap_err().to_string();
         assert!(message.contains("OVMF_CODE_4M.fd is missing. Install its package: apt install ovmf"), "{message}");
-    }
-
-    #[test]
-    fn an_older_place_is_used_when_only_that_exists() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("OVMF_CODE.fd"), b"x").unwrap();
-        assert_eq!(Firmware::Uefi.path_in(Some(folder.path())), folder.path().join("OVMF_CODE.fd"));
     }
 
     #[test]

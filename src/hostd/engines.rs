@@ -159,10 +159,13 @@ impl Engines {
         }
         match launch.spec.boot {
             Boot::Bios => hands.give(Handed::Firmware, Firmware::Bios.open()?),
-            Boot::Uefi => hands.give(Handed::Firmware, Firmware::Uefi.open()?),
+            Boot::Uefi { secure_boot } => {
+                hands.give(Handed::Firmware, Firmware::Uefi.open()?);
+                hands.give(Handed::Variables, self.files.open_variables(guest, secure_boot)?.into());
+            }
             Boot::Kernel { .. } | Boot::Test { .. } => {}
         }
-        if matches!(launch.spec.boot, Boot::Bios | Boot::Uefi) {
+        if matches!(launch.spec.boot, Boot::Bios | Boot::Uefi { .. }) {
             hands.give(Handed::VgaRom, Firmware::VgaRom.open()?);
         }
         let run_as = self.free_id();

@@ -2,10 +2,10 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Read},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::MetadataExt,
+        unix::fs::{FileExt, MetadataExt},
     },
     path::{Path, PathBuf},
 };
@@ -15,7 +15,8 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, op
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    state_files::Owner,
+    host::firmware::Firmware,
+    state_files::{Owner, VARIABLES},
     types::Id,
     wire::Place,
 };
@@ -64,18 +65,50 @@ impl StateFiles {
         self.open_of_guest(guest, "scrollback", OFlags::TRUNC)
     }
 
-    fn open_of_guest(&self, guest: &Id, name: &str, flags: OFlags) -> Result<File> {
-        let failed = |error: io::Error| {
-            Error::new(ErrorKind::Unavailable, format!("Cannot open the {name} of the guest: {error}.")).because(error)
+    /// Opens the variables of a guest's UEFI firmware. A new guest, and one whose file was taken away, begins with those of the
+    /// package; guests with and without Secure Boot have a file each.
+    pub fn open_variables(&self, guest: &Id, secure_boot: bool) -> Result<File> {
+        let [plain, secure] = VARIABLES;
+        let (name, template) =
+            if secure_boot { (secure, Firmware::SecureVariables) } else { (plain, Firmware::Variables) };
+        let cannot = |error: io::Error| {
+            Error::new(ErrorKind::Unavailable, format!("Cannot open the firmware's variables of the guest: {error}."))
+                .because(error)
         };
-        let root = self.root().map_err(failed)?;
-        let guests = folder_in(&root, "guests").map_err(failed)?;
-        let own = folder_in(&guests, guest.as_str()).map_err(failed)?;
-        let flags = flags | OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
-        let file = beneath(&own, Path::new(name), flags).map_err(failed)?;
-        let (user, group) = owner_within(&root).map_err(failed)?;
-        rustix::fs::fchown(&file, Some(user), Some(group)).map_err(|error| failed(error.into()))?;
-        regular(file).map_err(failed)
+        let own = self.folder_of_guest(guest).map_err(cannot)?;
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let error = match beneath(&own, Path::new(name), flags).and_then(regular) {
+            Ok(file) => return Ok(file),
+            Err(error) => error,
+        };
+        if error.kind() != io::ErrorKind::NotFound {
+            return Err(cannot(error));
+        }
+        // Whole under its name, or not there.
+        let mut fresh = Vec::new();
+        File::from(template.open()?).read_to_end(&mut fresh).map_err(cannot)?;
+        let part = format!("{name}.part");
+        let made = open_or_make(&own, &part, flags | OFlags::TRUNC).and_then(|file| {
+            file.write_all_at(&fresh, 0)?;
+            file.sync_all()?;
+            rustix::fs::renameat(&own, part.as_str(), &own, name)?;
+            Ok(file)
+        });
+        made.map_err(cannot)
+    }
+
+    fn open_of_guest(&self, guest: &Id, name: &str, flags: OFlags) -> Result<File> {
+        let opened = self
+            .folder_of_guest(guest)
+            .and_then(|own| open_or_make(&own, name, flags | OFlags::RDWR | OFlags::CLOEXEC));
+        opened.map_err(|error| {
+            Error::new(ErrorKind::Unavailable, format!("Cannot open the {name} of the guest: {error}.")).because(error)
+        })
+    }
+
+    fn folder_of_guest(&self, guest: &Id) -> io::Result<OwnedFd> {
+        let guests = folder_in(&self.root()?, "guests")?;
+        folder_in(&guests, guest.as_str())
     }
 
     /// The state directory itself.
@@ -138,6 +171,14 @@ fn folder_in(above: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     }
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
     Ok(openat2(above, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?)
+}
+
+/// Opens a file, and makes it when it is not there.
+fn open_or_make(folder: &OwnedFd, name: &str, flags: OFlags) -> io::Result<File> {
+    let file = beneath(folder, Path::new(name), flags | OFlags::CREATE)?;
+    let (user, group) = owner_within(folder)?;
+    rustix::fs::fchown(&file, Some(user), Some(group))?;
+    regular(file)
 }
 
 fn raw(id: &Id) -> String {
@@ -204,6 +245,36 @@ mod tests {
         assert!(files.open_to_read(&Place::Disk(id.clone())).is_ok(), "readers share");
         assert!(files.open_disk(&Place::Disk(id), false).is_err(), "and keep writers out");
         drop(reader);
+    }
+
+    #[test]
+    fn the_variables_of_uefi_begin_as_the_package_has_them_and_stay() {
+        if [Firmware::Variables, Firmware::SecureVariables].iter().any(|firmware| firmware.open().is_err()) {
+            return println!("skipped: the package ovmf is not installed");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let files = StateFiles::new(folder.path());
+        let id = Id::random();
+        let contents = |secure| {
+            let mut bytes = Vec::new();
+            let mut file = files.open_variables(&id, secure).unwrap();
+            std::io::Seek::rewind(&mut file).unwrap();
+            file.read_to_end(&mut bytes).unwrap();
+            bytes
+        };
+        let own = folder.path().join("guests").join(id.as_str());
+        // What a crash in the middle of the first start leaves.
+        std::fs::create_dir_all(&own).unwrap();
+        std::fs::write(own.join("variables.fd.part"), "half").unwrap();
+        let (plain, secure) = (contents(false), contents(true));
+        assert_eq!(plain, std::fs::read(Firmware::Variables.path()).unwrap());
+        assert_eq!(secure, std::fs::read(Firmware::SecureVariables.path()).unwrap());
+        assert_ne!(plain, secure, "one has keys");
+        files.open_variables(&id, false).unwrap().write_all_at(b"mine", 100).unwrap();
+        assert_eq!(contents(false).get(100..104), Some(&b"mine"[..]), "the guest's own");
+        assert_eq!(contents(true), secure, "apart from the other's");
+        std::fs::remove_file(own.join(VARIABLES[0])).unwrap();
+        assert_eq!(contents(false), plain, "as new");
     }
 
     #[test]

@@ -19,6 +19,8 @@ const INTERFACE_LEN_MAX: usize = 15;
 pub enum BootKind {
     Bios,
     Uefi,
+    /// UEFI with Secure Boot.
+    UefiSecure,
     Kernel,
     Test,
 }
@@ -71,25 +73,21 @@ pub struct DiskRow {
 }
 
 impl BootKind {
-    const ALL: [BootKind; 4] = [BootKind::Bios, BootKind::Uefi, BootKind::Kernel, BootKind::Test];
+    const ALL: [BootKind; 5] = [BootKind::Bios, BootKind::Uefi, BootKind::UefiSecure, BootKind::Kernel, BootKind::Test];
 
-    pub fn as_str(self) -> &'static str {
-        match self {
-            BootKind::Bios => "bios",
-            BootKind::Uefi => "uefi",
-            BootKind::Kernel => "kernel",
-            BootKind::Test => "test",
-        }
+    pub fn is_uefi(self) -> bool {
+        matches!(self, BootKind::Uefi | BootKind::UefiSecure)
     }
-}
 
-impl FromStr for BootKind {
-    type Err = BadValue;
-    fn from_str(text: &str) -> Result<BootKind, BadValue> {
-        BootKind::ALL
-            .into_iter()
-            .find(|kind| kind.as_str() == text)
-            .ok_or_else(|| BadValue("A guest boots by bios, uefi, kernel or test.".into()))
+    /// The columns `boot` and `secure_boot`.
+    fn columns(self) -> (&'static str, bool) {
+        match self {
+            BootKind::Bios => ("bios", false),
+            BootKind::Uefi => ("uefi", false),
+            BootKind::UefiSecure => ("uefi", true),
+            BootKind::Kernel => ("kernel", false),
+            BootKind::Test => ("test", false),
+        }
     }
 }
 
@@ -160,7 +158,7 @@ fn guest(row: &Row) -> rusqlite::Result<GuestRow> {
         note: get(row, "note")?,
         cpus: unsigned(row, "cpus")?,
         memory_bytes: unsigned(row, "memory_bytes")?,
-        boot: parsed(row, "boot")?,
+        boot: boot_of(row)?,
         kernel_image_id: maybe_parsed(row, "kernel_image_id")?,
         initrd_image_id: maybe_parsed(row, "initrd_image_id")?,
         cmdline: get(row, "cmdline")?,
@@ -170,6 +168,12 @@ fn guest(row: &Row) -> rusqlite::Result<GuestRow> {
         failure: get(row, "failure")?,
         created_ms: get(row, "created_ms")?,
     })
+}
+
+fn boot_of(row: &Row) -> rusqlite::Result<BootKind> {
+    let (boot, secure): (String, bool) = (get(row, "boot")?, get(row, "secure_boot")?);
+    let found = BootKind::ALL.into_iter().find(|kind| kind.columns() == (boot.as_str(), secure));
+    found.ok_or_else(|| super::damaged(row, "boot", BadValue("A guest boots by bios, uefi, kernel or test.".into())))
 }
 
 fn disk(row: &Row) -> rusqlite::Result<DiskRow> {
@@ -203,15 +207,15 @@ pub fn named(tx: &Tx, id_or_name: &str) -> Result<Option<GuestRow>> {
 pub fn insert(tx: &Tx, row: &GuestRow) -> Result<()> {
     name_is_free(tx, &row.name, &row.id)?;
     tx.run(
-        "INSERT INTO guests (id, name, machine, desired, note, cpus, memory_bytes, boot, kernel_image_id, initrd_image_id,
-             cmdline, cd_image_id, network, bridge, mac, failure, created_ms)
-         VALUES (:id, :name, :machine, :desired, :note, :cpus, :memory_bytes, :boot, :kernel, :initrd,
+        "INSERT INTO guests (id, name, machine, desired, note, cpus, memory_bytes, boot, secure_boot, kernel_image_id,
+             initrd_image_id, cmdline, cd_image_id, network, bridge, mac, failure, created_ms)
+         VALUES (:id, :name, :machine, :desired, :note, :cpus, :memory_bytes, :boot, :secure_boot, :kernel, :initrd,
              :cmdline, :cd, :network, :bridge, :mac, :failure, :created_ms)",
         named_params! {
             ":id": row.id.as_str(), ":name": row.name.as_str(), ":machine": row.machine,
             ":desired": desired_word(row.desired_on), ":note": row.note, ":cpus": row.cpus,
-            ":memory_bytes": signed(row.memory_bytes), ":boot": row.boot.as_str(),
-            ":kernel": row.kernel_image_id.as_ref().map(Id::as_str),
+            ":memory_bytes": signed(row.memory_bytes), ":boot": row.boot.columns().0,
+            ":secure_boot": row.boot.columns().1, ":kernel": row.kernel_image_id.as_ref().map(Id::as_str),
             ":initrd": row.initrd_image_id.as_ref().map(Id::as_str),
             ":cmdline": row.cmdline, ":cd": row.cd_image_id.as_ref().map(Id::as_str),
             ":network": row.network.column(), ":bridge": row.network.bridge(), ":mac": row.mac.to_string(),
@@ -228,13 +232,13 @@ pub fn update(tx: &Tx, row: &GuestRow) -> Result<()> {
     name_is_free(tx, &row.name, &row.id)?;
     tx.run(
         "UPDATE guests SET name = :name, note = :note, cpus = :cpus, memory_bytes = :memory_bytes, boot = :boot,
-             kernel_image_id = :kernel, initrd_image_id = :initrd, cmdline = :cmdline, cd_image_id = :cd,
+             secure_boot = :secure_boot, kernel_image_id = :kernel, initrd_image_id = :initrd, cmdline = :cmdline, cd_image_id = :cd,
              network = :network, bridge = :bridge
          WHERE id = :id",
         named_params! {
             ":id": row.id.as_str(), ":name": row.name.as_str(), ":note": row.note, ":cpus": row.cpus,
-            ":memory_bytes": signed(row.memory_bytes), ":boot": row.boot.as_str(),
-            ":kernel": row.kernel_image_id.as_ref().map(Id::as_str),
+            ":memory_bytes": signed(row.memory_bytes), ":boot": row.boot.columns().0,
+            ":secure_boot": row.boot.columns().1, ":kernel": row.kernel_image_id.as_ref().map(Id::as_str),
             ":initrd": row.initrd_image_id.as_ref().map(Id::as_str),
             ":cmdline": row.cmdline, ":cd": row.cd_image_id.as_ref().map(Id::as_str),
             ":network": row.network.column(), ":bridge": row.network.bridge(),
@@ -383,7 +387,7 @@ pub(crate) mod tests {
         let (_dir, store) = store();
         let mut row = sample("web01");
         row.network = NetworkMode::Bridge("br0".into());
-        row.boot = BootKind::Uefi;
+        row.boot = BootKind::UefiSecure;
         store.write(|tx| insert(tx, &row)).unwrap();
         assert_eq!(store.read(|tx| by_id(tx, &row.id)).unwrap().as_ref(), Some(&row));
         assert_eq!(store.read(|tx| named(tx, "web01")).unwrap().as_ref(), Some(&row));

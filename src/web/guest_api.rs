@@ -31,6 +31,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
         .route("/api/v1/guests/{id}", web::patch().to(change))
         .route("/api/v1/guests/{id}", web::delete().to(delete))
         .route("/api/v1/guests/{id}/cd", web::post().to(change_cd))
+        .route("/api/v1/guests/{id}/reset-firmware", web::post().to(reset_firmware))
         .route("/api/v1/guests/{id}/log", web::get().to(log))
         .route("/api/v1/guests/{id}/statistics", web::get().to(statistics))
         .route("/api/v1/guests/{id}/screenshot.png", web::get().to(screenshot))
@@ -44,6 +45,7 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
     let boot = match row.boot {
         BootKind::Bios => api::Boot::Disk { firmware: api::Firmware::Bios },
         BootKind::Uefi => api::Boot::Disk { firmware: api::Firmware::Uefi },
+        BootKind::UefiSecure => api::Boot::Disk { firmware: api::Firmware::UefiSecure },
         BootKind::Test => api::Boot::Test { cmdline },
         BootKind::Kernel => api::Boot::Kernel {
             kernel: kernel.as_ref().map(|image| image.name.clone()).unwrap_or_default(),
@@ -171,6 +173,12 @@ async fn change_cd(who: Operator, state: Data<State>, id: Path<String>, body: By
     let wanted: api::ChangeCd = json(&body)?;
     state.guests.change_cd(&guest.row.id, wanted.image.as_deref()).await?;
     state.audit_guest(&who, "change_cd_of", &guest.row).await?;
+    Ok(HttpResponse::Ok().json(guest_json(&state.guests.get(guest.row.id.as_str()).await?)))
+}
+
+async fn reset_firmware(who: Operator, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    state.guests.reset_firmware(&who.name, &guest.row.id).await?;
     Ok(HttpResponse::Ok().json(guest_json(&state.guests.get(guest.row.id.as_str()).await?)))
 }
 

@@ -57,7 +57,7 @@ pub fn fields_of_guest(guest: &Guest) -> GuestFields {
         cpus: row.cpus.to_string(),
         memory: typed_size(row.memory_bytes),
         boot: match row.boot {
-            BootKind::Bios | BootKind::Uefi => "disk",
+            BootKind::Bios | BootKind::Uefi | BootKind::UefiSecure => "disk",
             BootKind::Kernel => "kernel",
             BootKind::Test => "test",
         }
@@ -69,7 +69,13 @@ pub fn fields_of_guest(guest: &Guest) -> GuestFields {
         kernel: id(&guest.kernel),
         initrd: id(&guest.initrd),
         cmdline: row.cmdline.clone(),
-        firmware: if row.boot == BootKind::Uefi { "uefi" } else { "bios" }.to_owned(),
+        firmware: match row.boot {
+            BootKind::Uefi => Firmware::Uefi,
+            BootKind::UefiSecure => Firmware::UefiSecure,
+            BootKind::Bios | BootKind::Kernel | BootKind::Test => Firmware::Bios,
+        }
+        .as_str()
+        .to_owned(),
         network: row.network.to_string(),
         start: false,
     }
@@ -158,11 +164,13 @@ fn memory(fields: &GuestFields, errors: &mut FieldErrors) -> Option<u64> {
 fn boot(fields: &GuestFields, errors: &mut FieldErrors) -> Option<Boot> {
     let cmdline = fields.cmdline.trim().to_owned();
     match (fields.boot.as_str(), fields.firmware.as_str()) {
-        ("disk", "" | "bios") => Some(Boot::Disk { firmware: Firmware::Bios }),
-        ("disk", "uefi") => Some(Boot::Disk { firmware: Firmware::Uefi }),
-        ("disk", _) => {
-            errors.add("firmware", "The firmware is BIOS or UEFI.");
-            None
+        ("disk", "") => Some(Boot::Disk { firmware: Firmware::default() }),
+        ("disk", word) => {
+            let firmware = Firmware::ALL.into_iter().find(|firmware| firmware.as_str() == word);
+            if firmware.is_none() {
+                errors.add("firmware", "The firmware is BIOS, UEFI, or UEFI with Secure Boot.");
+            }
+            firmware.map(|firmware| Boot::Disk { firmware })
         }
         ("kernel", _) => {
             let initrd = Some(fields.initrd.clone()).filter(|image| !image.is_empty());
@@ -238,7 +246,7 @@ pub async fn choices(state: &State) -> Result<GuestChoices> {
         disks: of(&[ImageKind::Disk, ImageKind::Other]),
         boot_files: of(&[ImageKind::Kernel, ImageKind::Initrd, ImageKind::Other]),
         networks: network_choices(&network),
-        firmwares: vec![choice("bios", "BIOS"), choice("uefi", "UEFI")],
+        firmwares: Firmware::ALL.map(|firmware| choice(firmware.as_str(), firmware.words())).to_vec(),
         host_words: host_words(),
     })
 }

@@ -19,7 +19,8 @@ use super::{
     view::{self, FieldErrors, GuestFields, GuestTab, Level, Live, Tab},
 };
 use crate::{
-    error::{Error, Result},
+    api::Firmware,
+    error::{Error, ErrorKind, Result},
     guests::{
         Guest,
         lifecycle::{Event, State as GuestState},
@@ -53,6 +54,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
         .route("/guests/{id}/delete", web::post().to(delete))
         .route("/guests/{id}/cd", web::post().to(change_cd))
         .route("/guests/{id}/disks/{disk}/delete", web::post().to(delete_disk))
+        .route("/guests/{id}/reset-firmware", web::post().to(reset_firmware))
         .route("/guests/{id}/{action}", web::post().to(act));
 }
 
@@ -144,8 +146,9 @@ fn disk_lines(state: &State, guest: &Guest) -> Vec<view::DiskLine> {
 
 fn boot_words(guest: &Guest) -> String {
     match guest.row.boot {
-        BootKind::Bios => "BIOS".to_owned(),
-        BootKind::Uefi => "UEFI".to_owned(),
+        BootKind::Bios => Firmware::Bios.words().to_owned(),
+        BootKind::Uefi => Firmware::Uefi.words().to_owned(),
+        BootKind::UefiSecure => Firmware::UefiSecure.words().to_owned(),
         BootKind::Test => "Test guest".to_owned(),
         BootKind::Kernel => {
             format!("kernel {}", guest.kernel.as_ref().map_or("", |image| image.name.as_str()))
@@ -416,6 +419,7 @@ async fn hardware_page(
         choices: forms::choices(state).await?,
         disks: disk_lines(state, guest),
         cd: guest.cd.as_ref().map(|image| image.id.to_string()).unwrap_or_default(),
+        uefi: guest.row.boot.is_uefi(),
     })
 }
 
@@ -473,6 +477,16 @@ async fn delete_disk(who: Operator, state: Data<State>, path: Path<(String, Stri
     let wanted = crate::api::ChangeGuest { remove_disks: vec![disk], ..Default::default() };
     state.guests.change(&who.name, &guest.row.id, wanted).await?;
     state.flash(&who, Level::Ok, "The disk is deleted.");
+    Ok(see_other(&format!("/guests/{}/hardware", guest.row.id)))
+}
+
+async fn reset_firmware(who: Operator, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    match state.guests.reset_firmware(&who.name, &guest.row.id).await {
+        Ok(()) => state.flash(&who, Level::Ok, "The firmware starts as new."),
+        Err(error) if error.kind() == ErrorKind::Conflict => state.flash(&who, Level::Missing, error.to_string()),
+        Err(error) => return Err(error),
+    }
     Ok(see_other(&format!("/guests/{}/hardware", guest.row.id)))
 }
 

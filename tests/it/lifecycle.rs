@@ -2,7 +2,11 @@
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use innkeeper::wire::{EndKind, EngineAction, EngineMessage, Observed, Place};
+use innkeeper::{
+    spec::Boot,
+    state_files::VARIABLES,
+    wire::{EndKind, EngineAction, EngineMessage, Observed, Place},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -147,6 +151,38 @@ fn a_killed_engine_fails_its_guest_alone_and_the_reason_survives_a_restart() {
     wait_for(client, "b", "running");
     let (_, started) = act(client, "a", "start");
     assert_eq!((&started["state"], &started["reason"]), (&json!("running"), &Value::Null));
+}
+
+#[test]
+fn the_firmware_of_a_uefi_guest_is_reset_once_it_has_stopped() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    let boot = json!({ "kind": "disk", "firmware": "uefi_secure" });
+    let made = make(client, json!({ "name": "u", "boot": boot, "network": "none", "memory_bytes": 64 << 20 }));
+    assert_eq!(made["boot"], boot);
+    test_guest(client, "t");
+    act(client, "u", "start");
+    assert_eq!(lab.engine("u").unwrap().launch.spec.boot, Boot::Uefi { secure_boot: true });
+    let folder = lab.app.path(&format!("guests/{}", made["id"].as_str().unwrap()));
+    std::fs::create_dir_all(&folder).unwrap();
+    for name in VARIABLES {
+        std::fs::write(folder.join(name), "variables").unwrap();
+    }
+    assert!(client.get("/guests/u/hardware").text().contains("can be reset when u has stopped"));
+    let (status, refused) = act(client, "u", "reset-firmware");
+    assert_eq!((status, folder.join(VARIABLES[1]).exists()), (409, true), "{refused}");
+    act(client, "u", "poweroff");
+    wait_for(client, "u", "stopped");
+    assert_eq!(act(client, "u", "reset-firmware").0, 200);
+    assert!(VARIABLES.iter().all(|name| !folder.join(name).exists()));
+    // Again, from the page, and where there is nothing of the kind.
+    assert!(client.get("/guests/u/hardware").text().contains("/reset-firmware"), "the page has the button");
+    assert_eq!(client.post("/guests/u/reset-firmware", &[]).status, 303);
+    assert!(client.get("/guests/u").text().contains("Reset firmware"), "it is in the history");
+    assert_eq!(act(client, "t", "reset-firmware").0, 409);
+    assert!(!client.get("/guests/t/hardware").text().contains("reset-firmware"));
+    let wrong = json!({ "name": "w", "boot": { "kind": "disk", "firmware": "coreboot" } });
+    assert_eq!(client.call("POST", "/api/v1/guests", &wrong).status, 422);
 }
 
 #[test]

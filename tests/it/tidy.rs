@@ -30,7 +30,20 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("images", &["changes", "error", "host_client", "spec", "store", "tasks", "types", "wire", "auth"]),
     (
         "guests",
-        &["api", "auth", "changes", "error", "host_client", "images", "spec", "store", "tasks", "types", "wire"],
+        &[
+            "api",
+            "auth",
+            "changes",
+            "error",
+            "host_client",
+            "images",
+            "spec",
+            "state_files",
+            "store",
+            "tasks",
+            "types",
+            "wire",
+        ],
     ),
     (
         "web",

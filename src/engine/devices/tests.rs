@@ -51,6 +51,8 @@ impl MsiSink for Recorder {
 impl Board for Recorder {
     fn set_irq(&self, _: u32, _: bool) {}
     fn set_video_ram(&self, _: &HostRegion) {}
+    fn set_flash(&self, _: u64, _: &HostRegion) {}
+    fn show_flash(&self, _: bool) {}
     fn take_dirty_video(&self) -> Vec<u64> {
         Vec::new()
     }
@@ -89,6 +91,7 @@ fn rig(memory_bytes: u64) -> Rig {
         cd: None,
         network: Some(near.into()),
         vga_rom: Some(vec![0x55; 512]),
+        flash: None,
     };
     let listeners = Listeners { host_fault: Arc::new(|_| ()), addresses: Arc::new(|_| ()) };
     let facts = MachineFacts { cpus: 2, memory_bytes, boot_order: boot_order(&spec), ..sample() };

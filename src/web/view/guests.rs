@@ -308,6 +308,8 @@ pub struct GuestHardwarePage {
     pub disks: Vec<DiskLine>,
     /// The id of the image in the CD drive, "" when it is empty.
     pub cd: String,
+    /// Has firmware that stores variables.
+    pub uefi: bool,
 }
 
 /// `/guests/{id}/log`: what the engine and the firmware's debug console wrote. Live: `guest-head`, `guest-log`.
