@@ -93,8 +93,9 @@ impl Machine {
                 BootImage::Kernel { kernel, initrd: files.initrd, cmdline: cmdline.clone() }
             }
         };
-        let flash = match (&image, files.variables) {
-            (BootImage::Firmware(code), Some(file)) => Some(place_flash(file, code)?),
+        let flash = match (&spec.boot, &image, files.variables) {
+            (Boot::Uefi { .. }, BootImage::Firmware(code), Some(file)) => Some(place_flash(file, code)?),
+            (Boot::Uefi { .. }, ..) => return Err(io::Error::other("no variables were handed to the engine")),
             _ => None,
         };
         let device_files = DeviceFiles { disks: files.disks, cd: files.cd, network: files.network, vga_rom, flash };

@@ -8,6 +8,7 @@ pub mod engine_client;
 mod launch;
 pub mod lifecycle;
 mod make;
+pub mod status;
 pub mod supervisor;
 
 use std::{
@@ -24,7 +25,8 @@ use tokio::{net::UnixStream, runtime::Handle, sync::mpsc};
 
 use self::{
     lifecycle::{Event, State},
-    supervisor::{Found, Status, Supervisor, Surroundings},
+    status::Status,
+    supervisor::{Found, Supervisor, Surroundings},
 };
 use crate::{
     error::{Error, ErrorKind, Result},

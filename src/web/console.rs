@@ -36,7 +36,7 @@ use tokio_util::{io::ReaderStream, sync::CancellationToken};
 use super::{State, guard::Viewer, look_only::LookOnly};
 use crate::{
     error::{Error, ErrorKind, Result},
-    guests::{Socket, lifecycle, supervisor::Status},
+    guests::{Socket, lifecycle, status::Status},
     store::users::Role as UserRole,
 };
 
