@@ -9,7 +9,7 @@ folder=$(mktemp -d)
 echo "innkeeper-$$" >"$folder/hello"
 python3 -m http.server --directory "$folder" 8099 >/dev/null 2>&1 &
 web=$!
-trap 'kill $web; remove_guests' EXIT
+trap 'remove_guests; kill $web' EXIT
 
 guest debian --cpus 2 --memory 1G --network nat --disk "$MATERIAL/debian12.raw"
 await_serial debian 'GRUB' 60
