@@ -256,6 +256,9 @@ pub struct Hello {
     pub cd_present: bool,
     #[serde(default)]
     pub addresses: Vec<String>,
+    /// The guest's kernel has said that it crashed, and was not reset since.
+    #[serde(default)]
+    pub crashed: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -276,6 +279,8 @@ pub enum EngineMessage {
     CdChanged {
         present: bool,
     },
+    /// The guest's kernel says that it has crashed.
+    Crashed,
     /// The guest was reset, by itself or by request.
     Reset,
 }

@@ -325,6 +325,7 @@ fn isa_devices(facts: &MachineFacts, aml: &mut Vec<u8>) {
     isa_device(aml, "TMR_", &pnp("PNP0100"), vec![&io(0x40, 4), &irq(0)]);
     isa_device(aml, "SPKR", &pnp("PNP0800"), vec![&io(0x61, 1)]);
     isa_device(aml, "FWCF", &"QEMU0002", vec![&port(layout::FW_CFG)]);
+    isa_device(aml, "PEVT", &"QEMU0001", vec![&port(layout::PANIC)]);
     // Ports that no PCI device may be given.
     let [gpe, a20, log] = [port(layout::GPE0), port(layout::PORT_92), port(layout::DEBUG_CONSOLE)];
     isa_device(aml, "SYSR", &pnp("PNP0C02"), vec![&io(facts.pm_base, PM_BYTES as u8), &gpe, &a20, &log]);

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use super::vcpu::VcpuEvent;
+use super::{pvpanic::Panic, vcpu::VcpuEvent};
 use crate::wire::{EngineAction, EngineMessage, EngineRequest, Hello, MESSAGE_BYTES_MAX, receive_bytes};
 
 const CONNECTIONS_MAX: usize = 16;
@@ -36,6 +36,7 @@ pub enum Order {
     Vcpu(VcpuEvent),
     HostFault(String),
     Addresses(Vec<String>),
+    Panic(Panic),
     /// SIGTERM: somebody wants this host quiet.
     Terminate,
 }

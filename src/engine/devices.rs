@@ -33,6 +33,7 @@ use super::{
         root::{AddressPort, DataPort, PciRoot, Placement},
     },
     pm::{PM_BYTES, PmBlock},
+    pvpanic::{Panic, PanicPort},
     reset::{ResetControl, SystemControl},
     screen::Screen,
     timer::Clock,
@@ -82,6 +83,8 @@ pub struct DeviceFiles {
 pub struct Listeners {
     pub host_fault: Arc<dyn Fn(String) + Send + Sync>,
     pub addresses: AddressSink,
+    /// The guest's kernel has crashed.
+    pub panic: Arc<dyn Fn(Panic) + Send + Sync>,
 }
 
 /// Everything on the buses.
@@ -102,6 +105,7 @@ pub struct Devices {
     system_control: Arc<Mutex<SystemControl>>,
     reset_control: Arc<Mutex<ResetControl>>,
     debug_console: Arc<Mutex<DebugConsole>>,
+    panic_port: Arc<Mutex<PanicPort>>,
     flash: Option<(Gpa, Arc<Mutex<Flash>>)>,
     faults: HostFaults,
     ahci: AhciIo,
@@ -180,6 +184,10 @@ impl Devices {
             system_control: Arc::new(Mutex::new(SystemControl::new())),
             reset_control: Arc::new(Mutex::new(ResetControl::new())),
             debug_console: Arc::new(Mutex::new(DebugConsole::new(move |line| debug_log.say(line)))),
+            panic_port: Arc::new(Mutex::new(PanicPort::new({
+                let panic = Arc::clone(&listeners.panic);
+                move |said| panic(said)
+            }))),
             pci: Arc::new(Mutex::new(root)),
             tablet: tablet_input,
             pio,
@@ -200,13 +208,14 @@ impl Devices {
 
     /// Puts the devices with fixed addresses on the buses.
     fn map_fixed(&self) {
-        let ports: [(std::ops::Range<u64>, SharedDevice); 12] = [
+        let ports: [(std::ops::Range<u64>, SharedDevice); 13] = [
             (layout::I8042, self.i8042.data_port()),
             (layout::I8042_COMMAND, self.i8042.command_port()),
             (layout::CMOS, self.cmos.ports()),
             (layout::PORT_92, Arc::clone(&self.system_control) as SharedDevice),
             (layout::COM1, Arc::clone(&self.uart) as SharedDevice),
             (layout::DEBUG_CONSOLE, Arc::clone(&self.debug_console) as SharedDevice),
+            (layout::PANIC, Arc::clone(&self.panic_port) as SharedDevice),
             (layout::FW_CFG, Arc::clone(&self.fw_cfg) as SharedDevice),
             (layout::PCI_CONFIG.start..layout::PCI_CONFIG.start + 1, shared(AddressPort(Arc::clone(&self.pci)))),
             (layout::RESET_CONTROL..layout::RESET_CONTROL + 1, Arc::clone(&self.reset_control) as SharedDevice),
@@ -237,6 +246,7 @@ impl Devices {
         lock(&self.system_control).reset();
         lock(&self.reset_control).reset();
         lock(&self.debug_console).reset();
+        lock(&self.panic_port).reset();
         if let Some((_, flash)) = &self.flash {
             lock(flash).reset();
         }

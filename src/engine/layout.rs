@@ -4,11 +4,12 @@
 //! guest-physical                                port I/O
 //! 0000_0000  RAM                                0060 0064  i8042          0402  debug console
 //! 000a_0000  VGA window (MMIO)                  0061       PIT (in KVM)   04d0  ELCR (in KVM)
-//! 000c_0000  RAM: option ROMs, firmware         0070 0071  CMOS, RTC      0510  fw_cfg
-//! 0010_0000  RAM                                0092       A20, reset     0600  PM base (or b000)
-//! c000_0000  end of low RAM, PCI memory         01ce-01d0  VBE dispi      0cf8  PCI configuration
-//! fec0_0000  IOAPIC (in KVM)                    03c0-03df  VGA            0cf9  reset
-//! fee0_0000  local APIC (in KVM)                03f8-03ff  COM1           afe0  GPE0
+//! 000c_0000  RAM: option ROMs, firmware         0070 0071  CMOS, RTC      0505  panic port
+//! 0010_0000  RAM                                0092       A20, reset     0510  fw_cfg
+//! c000_0000  end of low RAM, PCI memory         01ce-01d0  VBE dispi      0600  PM base (or b000)
+//! fec0_0000  IOAPIC (in KVM)                    03c0-03df  VGA            0cf8  PCI configuration
+//! fee0_0000  local APIC (in KVM)                03f8-03ff  COM1           0cf9  reset
+//!                                                                         afe0  GPE0
 //! ff..       firmware, its end at 4 GiB; below it the flash chip with UEFI variables (ffc0_0000 with OVMF of 4 MiB)
 //! 1_0000_0000  the RAM above 3 GiB
 //! ```
@@ -38,6 +39,7 @@ pub const VGA: Range<u64> = 0x3c0..0x3e0;
 pub const VGA_MONO: Range<u64> = 0x3b4..0x3bb;
 pub const COM1: Range<u64> = 0x3f8..0x400;
 pub const DEBUG_CONSOLE: Range<u64> = 0x402..0x403;
+pub const PANIC: Range<u64> = 0x505..0x506;
 pub const FW_CFG: Range<u64> = 0x510..0x51c;
 pub const PCI_CONFIG: Range<u64> = 0xcf8..0xd00;
 pub const RESET_CONTROL: u64 = 0xcf9;

@@ -28,6 +28,7 @@ pub mod memory;
 pub mod pci;
 pub mod pm;
 pub mod ps2;
+pub mod pvpanic;
 pub mod reset;
 pub mod rfb;
 pub mod role;

@@ -22,6 +22,7 @@ use super::{
     input::{InputSink, KeyCode},
     log::GuestLog,
     machine::{Machine, MachineFiles},
+    pvpanic::Panic,
     rfb,
     vcpu::VcpuEvent,
 };
@@ -149,10 +150,11 @@ fn guest(start: &EngineStart, hands: Hands) -> io::Result<EngineEnd> {
     let spec = &start.spec;
     let (orders, inbox) = control::orders();
     on_terminate(orders.clone())?;
-    let (faults, addresses, vcpus) = (orders.clone(), orders.clone(), orders.clone());
+    let (faults, addresses, panics, vcpus) = (orders.clone(), orders.clone(), orders.clone(), orders.clone());
     let listeners = Listeners {
         host_fault: Arc::new(move |reason| drop(faults.send(Order::HostFault(reason)))),
         addresses: Arc::new(move |list| drop(addresses.send(Order::Addresses(list)))),
+        panic: Arc::new(move |said| drop(panics.send(Order::Panic(said)))),
     };
     let sink = Arc::new(move |event| drop(vcpus.send(Order::Vcpu(event))));
     hands.log.say(&format!(
@@ -173,6 +175,7 @@ fn guest(start: &EngineStart, hands: Hands) -> io::Result<EngineEnd> {
         started_ms: now_ms(),
         cd_present,
         addresses: Vec::new(),
+        crashed: false,
     });
     serve_consoles(&machine, hands.serial, hands.vnc, spec)?;
     machine.resume();
@@ -279,6 +282,14 @@ impl Keeper {
                     self.announcer.say(|hello| hello.addresses = list, &message);
                     None
                 }
+                Order::Panic(said) => {
+                    self.log.say(match said {
+                        Panic::Halted => "engine: the guest's kernel has crashed",
+                        Panic::DumpFollows => "engine: the guest's kernel has crashed; another one writes a dump of it",
+                    });
+                    self.announcer.say(|hello| hello.crashed = true, &EngineMessage::Crashed);
+                    None
+                }
                 Order::Terminate => {
                     self.machine.devices.pm.press_power_button();
                     None
@@ -366,7 +377,7 @@ impl Keeper {
         }
         self.begun = Instant::now();
         self.log.say("engine: reset");
-        self.announcer.say(|_| (), &EngineMessage::Reset);
+        self.announcer.say(|hello| hello.crashed = false, &EngineMessage::Reset);
         self.resume();
         None
     }

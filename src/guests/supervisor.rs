@@ -14,14 +14,15 @@ use tokio::{
 use super::{
     engine_client::{Connected, EngineClient},
     lifecycle::{Action, Event, State, step},
+    status::{Engine, Status},
 };
 use crate::{
     changes::{Change, Changes},
     error::{Error, ErrorKind, Result},
     host_client::HostClient,
     store::{
-        Store, guests,
-        users::{self, FAILED, SWITCHED_OFF},
+        Store, Tx, guests,
+        users::{self, CRASHED, FAILED, SWITCHED_OFF},
     },
     types::{Id, now_ms},
     wire::{EndKind, EngineAction, EngineEnd, EngineMessage, HostAnswer, HostRequest, Launch, Observed},
@@ -37,45 +38,6 @@ const VERIFY: Duration = Duration::from_secs(3);
 const RECONNECT_FIRST: Duration = Duration::from_millis(20);
 const RECONNECT_MOST: Duration = Duration::from_secs(5);
 const INBOX_LEN: usize = 64;
-
-/// What is known of a guest now; a copy for everybody who shows it.
-#[derive(Clone, Debug)]
-pub struct Status {
-    pub state: State,
-    /// Why it failed or was paused, or what it waits for.
-    pub reason: Option<String>,
-    /// Since when it has this state; unknown for what was found at the server's start.
-    pub since_ms: Option<i64>,
-    pub started_ms: Option<i64>,
-    pub engine: Option<Engine>,
-    pub addresses: Vec<String>,
-    /// Whether a medium is in the drive of the running guest.
-    pub cd_present: Option<bool>,
-    /// To ask the running engine; nothing while it is not connected.
-    pub client: Option<EngineClient>,
-}
-
-impl Status {
-    /// Of a guest that nobody has looked at yet.
-    pub(super) fn unknown() -> Status {
-        Status {
-            state: State::Stopped,
-            reason: None,
-            since_ms: None,
-            started_ms: None,
-            engine: None,
-            addresses: Vec::new(),
-            cd_present: None,
-            client: None,
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Engine {
-    pub pid: u32,
-    pub version: String,
-}
 
 /// What every supervisor needs of the server.
 #[derive(Clone)]
@@ -156,6 +118,7 @@ impl Supervisor {
             note_at: None,
             force_at: None,
             pulled: false,
+            crash_noted: false,
         };
         around_runtime.spawn(task.run(found, messages));
         Supervisor { inbox, status, busy: Arc::default() }
@@ -215,6 +178,8 @@ struct Task {
     force_at: Option<Instant>,
     /// The plug is being pulled: what the engine still says does not count.
     pulled: bool,
+    /// That this engine's guest crashed is in its history.
+    crash_noted: bool,
 }
 
 impl Task {
@@ -256,7 +221,7 @@ impl Task {
                 Ok(connected) => self.connected(connected).await,
                 Err(_) => self.connect_later(),
             },
-            Message::News { attempt, message } if attempt == self.attempt => self.news(message),
+            Message::News { attempt, message } if attempt == self.attempt => self.news(message).await,
             Message::Disconnected { attempt } if attempt == self.attempt => {
                 self.change(|status| status.client = None);
                 self.connect_later();
@@ -398,13 +363,14 @@ impl Task {
             status.engine = Some(Engine { pid: hello.pid, version: hello.version });
             status.addresses = hello.addresses;
             status.cd_present = Some(hello.cd_present);
+            status.crashed = hello.crashed;
             status.client = Some(client);
         });
         let reason = reason_of(&hello.observed).or(note);
         self.observe(Event::Attached(hello.observed), reason);
     }
 
-    fn news(&mut self, message: EngineMessage) {
+    async fn news(&mut self, message: EngineMessage) {
         match message {
             EngineMessage::State(observed) => {
                 let reason = reason_of(&observed);
@@ -412,7 +378,17 @@ impl Task {
             }
             EngineMessage::Addresses(addresses) => self.change(|status| status.addresses = addresses),
             EngineMessage::CdChanged { present } => self.change(|status| status.cd_present = Some(present)),
-            EngineMessage::Reset => tracing::info!(guest = %self.guest, "the guest was reset"),
+            EngineMessage::Crashed => {
+                self.change(|status| status.crashed = true);
+                // Once: a guest that crashes and resets for ever does not push everything else out of the trail.
+                if !std::mem::replace(&mut self.crash_noted, true) {
+                    self.note(CRASHED).await;
+                }
+            }
+            EngineMessage::Reset => {
+                tracing::info!(guest = %self.guest, "the guest was reset");
+                self.change(|status| status.crashed = false);
+            }
             EngineMessage::Hello(_) | EngineMessage::Reply { .. } => {}
         }
     }
@@ -468,12 +444,13 @@ impl Task {
         let reason = (next == State::Failed).then_some(end.reason);
         self.keep_end(reason.clone()).await;
         self.attempt += 1; // words that are still on their way do not count
-        self.pulled = false;
+        (self.pulled, self.crash_noted) = (false, false);
         self.publish.send_modify(|status| {
             status.started_ms = None;
             status.engine = None;
             status.addresses = Vec::new();
             status.cd_present = None;
+            status.crashed = false;
             status.client = None;
         });
         self.enter(next, reason);
@@ -551,12 +528,15 @@ impl Task {
                     SWITCHED_OFF
                 }
             };
-            match guests::by_id(tx, &guest)? {
-                Some(row) if !ordered => users::audit(tx, "guest", "", action, row.name.as_str(), guest.as_str()),
-                _ => Ok(()),
-            }
+            if ordered { Ok(()) } else { in_history(tx, &guest, action) }
         });
         self.log(kept.await);
+    }
+
+    /// A line in the guest's history.
+    async fn note(&self, action: &'static str) {
+        let guest = self.guest.clone();
+        self.log(self.around.store.writing(move |tx| in_history(tx, &guest, action)).await);
     }
 
     fn log(&self, result: Result<()>) {
@@ -571,6 +551,14 @@ impl Task {
 
     fn client(&self) -> Option<EngineClient> {
         self.publish.borrow().client.clone()
+    }
+}
+
+/// What the guest did by itself.
+fn in_history(tx: &Tx, guest: &Id, action: &str) -> Result<()> {
+    match guests::by_id(tx, guest)? {
+        Some(row) => users::audit(tx, "guest", "", action, row.name.as_str(), guest.as_str()),
+        None => Ok(()),
     }
 }
 

@@ -57,7 +57,7 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
         id: row.id.clone(),
         name: row.name.clone(),
         state: state_json(status.state),
-        reason: status.reason.clone(),
+        reason: status.words(),
         since_ms: status.since_ms,
         desired: if row.desired_on { api::Desired::On } else { api::Desired::Off },
         cpus: row.cpus,

@@ -94,7 +94,7 @@ fn actions_of(guest: &Guest, caller: &Caller) -> view::Actions {
 
 fn reason_of(guest: &Guest) -> Option<String> {
     let preparing = guest.task.as_ref().map(|_| "Its disks are being prepared.".to_owned());
-    guest.status.reason.clone().or(preparing)
+    guest.status.words().or(preparing)
 }
 
 fn since_of(guest: &Guest) -> Option<view::Moment> {

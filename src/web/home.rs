@@ -52,7 +52,7 @@ fn event_line(row: AuditRow, path: Option<String>, now: i64) -> EventLine {
 }
 
 pub fn level_of(action: &str) -> Level {
-    if action == users::FAILED { Level::Missing } else { Level::Ok }
+    if [users::FAILED, users::CRASHED].contains(&action) { Level::Missing } else { Level::Ok }
 }
 
 /// An action of the audit trail, once it is done: "create_user" as "Created user".
@@ -73,6 +73,7 @@ pub fn done_words(action: &str) -> String {
         "upload" => "Uploaded",
         "set" => "Set",
         "fail" => "Failed",
+        "crash" => "Crashed",
         "switch" => "Switched",
         _ => return action.replace('_', " "),
     };

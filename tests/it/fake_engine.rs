@@ -171,6 +171,7 @@ fn control(shared: &Shared, stream: UnixStream) {
         observed: shared.inner.lock().unwrap().observed.clone(),
         started_ms: 1_000,
         cd_present: false,
+        crashed: false,
         addresses: vec!["192.0.2.7".into()],
     };
     if shared.manners.mute {

@@ -154,6 +154,36 @@ fn a_killed_engine_fails_its_guest_alone_and_the_reason_survives_a_restart() {
 }
 
 #[test]
+fn a_crashed_kernel_is_told_until_the_guest_is_reset() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    test_guest(client, "a");
+    act(client, "a", "start");
+    let engine = lab.engine("a").unwrap();
+    let crashed = |client: &mut Client| {
+        show(client, "a")["reason"].as_str().is_some_and(|why| why.contains("kernel has crashed"))
+    };
+    let crashes = |client: &mut Client| {
+        let trail = client.get("/api/v1/audit").json();
+        trail.as_array().unwrap().iter().filter(|line| line["action"] == "crash_guest").count()
+    };
+    engine.say(&EngineMessage::Crashed);
+    eventually("the crash is told", || crashed(client));
+    assert_eq!(show(client, "a")["state"], "running", "it did not end");
+    assert!(client.get("/guests/a").text().contains("kernel has crashed"), "on its page");
+    assert!(client.get("/guests/a").text().contains("Crashed"), "and in its history");
+    engine.say(&EngineMessage::Reset);
+    eventually("a reset ends it", || !crashed(client));
+    // A guest that crashes again and again shows it, and does not fill the audit trail.
+    engine.say(&EngineMessage::Crashed);
+    eventually("again", || crashed(client));
+    assert_eq!(crashes(client), 1);
+    act(client, "a", "poweroff");
+    wait_for(client, "a", "stopped");
+    assert!(!crashed(client));
+}
+
+#[test]
 fn the_firmware_of_a_uefi_guest_is_reset_once_it_has_stopped() {
     let lab = Lab::start();
     let client = &mut lab.administrator();

@@ -1,5 +1,6 @@
 #!/bin/bash
-# The same Debian disk on AHCI, and on a bridge of the host's own: boots to login, an address from there, its data and their checksum.
+# The same Debian disk on AHCI, and on a bridge of the host's own: boots to login, an address from there, its
+# data and their checksum, a CD changed while it runs, a crash of its kernel.
 # limit: 1200
 . "$(dirname "$0")/../lib.sh"
 
@@ -18,5 +19,22 @@ run_in debian-ahci 60 'sha256sum </root/data | cmp - /root/sum'
 run_in debian-ahci 30 'dmesg | grep -E "ata[0-9].*(exception|error|reset)" && false || true'
 run_in debian-ahci 60 'for i in $(seq 40); do ip -4 -br address | grep -q 192.168.99 && break; sleep 1; done; ping -c 1 -W 20 192.168.99.1'
 [[ $(field debian-ahci addresses) == *192.168.99.* ]] || broken "the guest's address is not known to the server: $(field debian-ahci addresses)"
+
+# The CD is changed while it runs.
+ik guest cd debian-ahci "$MATERIAL/memtest.iso"
+run_in debian-ahci 60 'for i in $(seq 20); do mount -r /dev/sr0 /mnt && break; sleep 1; done; ls /mnt | grep -q . && umount /mnt'
+ik guest cd debian-ahci --eject
+run_in debian-ahci 30 '! mount -r /dev/sr0 /mnt'
+
+# The kernel crashes, and says so.
+run_in debian-ahci 30 'udevadm settle; lsmod | grep -q pvpanic || modprobe pvpanic-mmio'
+type_serial debian-ahci 'sync; echo c >/proc/sysrq-trigger\r'
+tells() { [[ $(field debian-ahci reason) == *"kernel has crashed"* ]]; }
+until_true 60 tells || broken "the crash is not told: '$(field debian-ahci reason)'"
+note "$(field debian-ahci reason)"
+ik guest reset debian-ahci
+log_in debian-ahci 2
+[ -z "$(field debian-ahci reason)" ] || broken "after a reset it still says '$(field debian-ahci reason)'"
+run_in debian-ahci 60 'sha256sum </root/data | cmp - /root/sum'
 ik guest shutdown debian-ahci
 ends debian-ahci 180
