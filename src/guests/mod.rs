@@ -196,20 +196,21 @@ impl Guests {
 
     /// All guests, by name.
     pub async fn list(&self) -> Result<Vec<Guest>> {
+        let statuses = self.statuses();
         let all = self
             .0
             .around
             .store
             .reading(|tx| rows::list(tx)?.into_iter().map(|row| joined(tx, row)).collect::<Result<Vec<_>>>())
             .await?;
-        Ok(all.into_iter().filter_map(|guest| self.with_status(guest)).collect())
+        Ok(all.into_iter().filter_map(|guest| self.with_status(guest, &statuses)).collect())
     }
 
     /// One guest, by id or name.
     ///
     /// Errors: `NotFound`.
     pub async fn get(&self, id_or_name: &str) -> Result<Guest> {
-        let named = id_or_name.to_owned();
+        let (named, statuses) = (id_or_name.to_owned(), self.statuses());
         let found = self
             .0
             .around
@@ -217,12 +218,18 @@ impl Guests {
             .reading(move |tx| rows::named(tx, &named)?.map(|row| joined(tx, row)).transpose())
             .await?;
         let missing = || Error::not_found(format!("There is no guest \"{}\".", crate::types::shorten(id_or_name)));
-        found.and_then(|guest| self.with_status(guest)).ok_or_else(missing)
+        found.and_then(|guest| self.with_status(guest, &statuses)).ok_or_else(missing)
+    }
+
+    /// What every guest does now. Taken before rows are read: a supervisor writes what lasts before it says what is, so a guest that is
+    /// shown as stopped is never shown as meant to run.
+    fn statuses(&self) -> BTreeMap<Id, Status> {
+        self.supervisors().iter().map(|(id, supervisor)| (id.clone(), supervisor.status())).collect()
     }
 
     /// A guest that is just being made or deleted has no supervisor, and is not shown.
-    fn with_status(&self, guest: Guest) -> Option<Guest> {
-        let status = self.supervisor(&guest.row.id)?.status();
+    fn with_status(&self, guest: Guest, statuses: &BTreeMap<Id, Status>) -> Option<Guest> {
+        let status = statuses.get(&guest.row.id)?.clone();
         let task = self.preparing().get(&guest.row.id).cloned();
         Some(Guest { status, task, ..guest })
     }
