@@ -24,6 +24,9 @@ pub struct Guest {
     pub cpus: u32,
     pub memory_bytes: u64,
     pub boot: Boot,
+    /// What firmware tries, first to last: `cd`, `network`, ids of disks.
+    #[serde(default)]
+    pub boot_order: Vec<String>,
     pub disks: Vec<Disk>,
     pub cdrom: Option<ImageName>,
     pub network: Network,
@@ -175,7 +178,9 @@ pub struct CreateGuest {
     pub memory_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<Boot>,
-    /// In boot order.
+    /// What firmware tries first: `cd`, `network`, `disk1`. What is not named follows: the disks, then the CD.
+    #[serde(default)]
+    pub boot_order: Vec<String>,
     #[serde(default)]
     pub disks: Vec<NewDisk>,
     /// An image by id or name.
@@ -214,6 +219,9 @@ pub struct ChangeGuest {
     pub memory_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<Boot>,
+    /// What firmware tries first: `cd`, `network`, disks by id or as `disk1`. What is not named follows: the disks, then the CD.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_order: Option<Vec<String>>,
     /// An image by id or name; the empty text takes the medium out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cdrom: Option<String>,
@@ -224,6 +232,16 @@ pub struct ChangeGuest {
     /// Deleted with their files.
     #[serde(default)]
     pub remove_disks: Vec<Id>,
+}
+
+/// `POST /api/v1/guests/{id}/start`; the body may be left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartGuest {
+    /// For this one start: `cd`, `network`, a disk by id or as `disk1`, or `setup` for the firmware's own. A reset goes back to
+    /// the boot order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<String>,
 }
 
 /// `POST /api/v1/guests/{id}/cd`: a medium by image id or name, or none.

@@ -1,6 +1,6 @@
 //! What one guest is: `GuestSpec`, checked before an engine sees it. Files are slots here; `hostd` opens them and passes descriptors.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -29,11 +29,70 @@ pub struct GuestSpec {
     pub cpus: u32,
     pub memory_bytes: u64,
     pub boot: Boot,
-    /// In boot order.
     pub disks: Vec<DiskSpec>,
     /// The machine always has a CD drive; this says whether a medium is in it at start.
     pub cd: bool,
     pub network: Option<NetworkSpec>,
+    /// What firmware tries first to last. What is not named comes after it: the disks, then the CD; the network only when named.
+    #[serde(default)]
+    pub boot_order: Vec<BootFrom>,
+    /// Counts until the first reset.
+    #[serde(default)]
+    pub first_boot: Option<FirstBoot>,
+}
+
+/// Something that firmware can boot from. Its word: `cd`, `network`, or the id of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum BootFrom {
+    Disk(Id),
+    Cd,
+    Network,
+}
+
+impl fmt::Display for BootFrom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BootFrom::Disk(id) => id.fmt(f),
+            BootFrom::Cd => f.write_str("cd"),
+            BootFrom::Network => f.write_str("network"),
+        }
+    }
+}
+
+impl FromStr for BootFrom {
+    type Err = BadValue;
+    fn from_str(text: &str) -> Result<BootFrom, BadValue> {
+        match text {
+            "cd" => Ok(BootFrom::Cd),
+            "network" => Ok(BootFrom::Network),
+            id => id
+                .parse()
+                .map(BootFrom::Disk)
+                .map_err(|_| BadValue("A guest boots from \"cd\", \"network\" or the id of one of its disks.".into())),
+        }
+    }
+}
+impl TryFrom<String> for BootFrom {
+    type Error = BadValue;
+    fn try_from(text: String) -> Result<BootFrom, BadValue> {
+        text.parse()
+    }
+}
+impl From<BootFrom> for String {
+    fn from(from: BootFrom) -> String {
+        from.to_string()
+    }
+}
+
+/// What one start does otherwise than the guest is set up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FirstBoot {
+    /// This device is tried before all others.
+    From(BootFrom),
+    /// Into the setup of UEFI firmware; BIOS waits long for the key of its boot menu.
+    Setup,
 }
 
 /// How the guest starts.
@@ -139,6 +198,47 @@ impl GuestSpec {
             Boot::Kernel { cmdline, .. } | Boot::Test { cmdline } => check_cmdline(cmdline)?,
             Boot::Bios | Boot::Uefi { .. } => {}
         }
+        self.check_boot_order()
+    }
+
+    /// Everything that firmware tries, first to last. The network is not in it unless named: UEFI firmware asks for minutes
+    /// there before it gives up.
+    pub fn full_boot_order(&self) -> Vec<BootFrom> {
+        let mut order = self.boot_order.clone();
+        for from in self.disks.iter().map(|disk| BootFrom::Disk(disk.id.clone())).chain([BootFrom::Cd]) {
+            if !order.contains(&from) {
+                order.push(from);
+            }
+        }
+        order
+    }
+
+    fn check_boot_order(&self) -> Result<(), BadSpec> {
+        let bad = |message: String| Err(BadSpec { field: "boot_order", message });
+        let has_firmware = matches!(self.boot, Boot::Bios | Boot::Uefi { .. });
+        if self.first_boot.is_some() && !has_firmware {
+            return bad("Only firmware can choose what to boot from; this guest starts without it.".into());
+        }
+        for (at, from) in self.boot_order.iter().enumerate() {
+            if self.boot_order.iter().take(at).any(|before| before == from) {
+                return bad(format!("\"{from}\" is in the boot order twice."));
+            }
+        }
+        let first = self.first_boot.iter().filter_map(|first| match first {
+            FirstBoot::From(from) => Some(from),
+            FirstBoot::Setup => None,
+        });
+        for from in self.boot_order.iter().chain(first) {
+            match from {
+                BootFrom::Disk(id) if self.disks.iter().all(|disk| disk.id != *id) => {
+                    return bad(format!("The guest has no disk \"{id}\" to boot from."));
+                }
+                BootFrom::Network if self.network.is_none() => {
+                    return bad("The guest has no network to boot from.".into());
+                }
+                BootFrom::Disk(_) | BootFrom::Network | BootFrom::Cd => {}
+            }
+        }
         Ok(())
     }
 }
@@ -175,6 +275,8 @@ pub(crate) mod tests {
             disks: vec![],
             cd: false,
             network: None,
+            boot_order: vec![],
+            first_boot: None,
         }
     }
 
@@ -209,9 +311,28 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_guest_boots_only_from_what_it_has() {
+        let disk = DiskSpec { id: Id::random(), bus: DiskBus::Virtio, read_only: false };
+        let from = BootFrom::Disk(disk.id.clone());
+        let spec = GuestSpec { boot: Boot::Bios, disks: vec![disk], ..sample() };
+        let with = |boot_order: &[BootFrom], first_boot| {
+            GuestSpec { boot_order: boot_order.to_vec(), first_boot, ..spec.clone() }.check().map_err(|bad| bad.message)
+        };
+        assert_eq!(with(&[BootFrom::Cd, from.clone()], Some(FirstBoot::From(from.clone()))), Ok(()));
+        assert!(with(&[BootFrom::Cd, BootFrom::Cd], None).unwrap_err().contains("twice"));
+        assert!(with(&[BootFrom::Network], None).unwrap_err().contains("no network"));
+        let stranger = BootFrom::Disk(Id::random());
+        assert!(with(&[], Some(FirstBoot::From(stranger))).unwrap_err().contains("no disk"));
+        let kernel = GuestSpec { first_boot: Some(FirstBoot::Setup), ..sample() };
+        assert_eq!(kernel.check().unwrap_err().field, "boot_order");
+    }
+
+    #[test]
     fn a_spec_survives_its_json() {
-        let spec = sample();
+        let order = vec![BootFrom::Cd, BootFrom::Network, BootFrom::Disk(Id::random())];
+        let spec = GuestSpec { boot_order: order, first_boot: Some(FirstBoot::Setup), ..sample() };
         let json = serde_json::to_string(&spec).unwrap();
         assert_eq!(serde_json::from_str::<GuestSpec>(&json).unwrap(), spec);
+        assert!(json.contains("[\"cd\",\"network\",\""), "{json}");
     }
 }

@@ -18,7 +18,7 @@ use super::{
     task,
 };
 use crate::{
-    api::{Boot, ChangeCd, ChangeGuest, CreateGuest, Firmware, Guest, NewDisk, State},
+    api::{Boot, ChangeCd, ChangeGuest, CreateGuest, Firmware, Guest, NewDisk, StartGuest, State},
     spec::DiskBus,
     types::{parse_size, show_size},
 };
@@ -47,7 +47,13 @@ pub enum GuestCommand {
     /// Change a guest while it is stopped.
     Set(Box<SetArgs>),
     /// Start a guest.
-    Start { name: String },
+    Start {
+        name: String,
+        /// For this one start: cd, network, disk1 (or the id of a disk), or setup for the firmware's own; a reset goes back to the boot
+        /// order.
+        #[arg(long, value_name = "WHAT")]
+        boot: Option<String>,
+    },
     /// Ask the guest to shut down, as its power button does.
     Shutdown {
         name: String,
@@ -146,6 +152,9 @@ pub struct CreateArgs {
     /// The firmware that boots from disk or CD; left out: bios.
     #[arg(long, value_enum)]
     firmware: Option<FirmwareArg>,
+    /// What firmware tries first, between commas: cd, network, disk1. What is left out follows: the disks, then the CD.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    boot_order: Vec<String>,
     /// nat, user, none or bridge:NAME; left out: nat where the server runs as root, user elsewhere.
     #[arg(long)]
     network: Option<String>,
@@ -194,6 +203,10 @@ pub struct SetArgs {
     /// Boot by this firmware.
     #[arg(long, value_enum)]
     firmware: Option<FirmwareArg>,
+    /// What firmware tries first, between commas: cd, network, disk1 or the id of a disk. What is left out follows: the disks, then the
+    /// CD.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    boot_order: Option<Vec<String>>,
     /// Boot the built-in test guest.
     #[arg(long, conflicts_with_all = ["kernel", "initrd", "firmware"])]
     test_guest: bool,
@@ -211,7 +224,9 @@ pub fn run(client: &Client, place: &PlaceArgs, command: GuestCommand) -> Outcome
         }
         GuestCommand::Create(args) => create(client, place, *args),
         GuestCommand::Set(args) => set(client, place, *args),
-        GuestCommand::Start { name } => act(client, &name, "start"),
+        GuestCommand::Start { name, boot } => {
+            say_state(&acted(client.send("POST", &path(&name, "/start"), &StartGuest { boot })?.json()?)?)
+        }
         GuestCommand::Shutdown { name, wait } => {
             act(client, &name, "shutdown")?;
             wait.map_or(Ok(()), |seconds| wait_stopped(client, &name, seconds))
@@ -297,6 +312,9 @@ fn describe(guest: &Guest) -> String {
             lines.push(("cmdline", cmdline.clone()));
         }
     }
+    if guest.boot_order.len() > 1 {
+        lines.push(("order", guest.boot_order.join(", ")));
+    }
     for disk in &guest.disks {
         let bus = disk.bus.as_str();
         let ready = if disk.ready { "" } else { ", being copied" };
@@ -343,6 +361,7 @@ fn create(client: &Client, place: &PlaceArgs, args: CreateArgs) -> Outcome {
         cpus: args.cpus,
         memory_bytes: args.memory,
         boot: Some(boot),
+        boot_order: args.boot_order,
         disks,
         cdrom: find(args.cdrom.as_ref())?,
         network: args.network,
@@ -402,6 +421,7 @@ fn set(client: &Client, place: &PlaceArgs, args: SetArgs) -> Outcome {
         cpus: args.cpus,
         memory_bytes: args.memory,
         boot,
+        boot_order: args.boot_order,
         cdrom: None,
         network: args.network,
         add_disks,
@@ -451,7 +471,10 @@ fn act(client: &Client, name: &str, action: &str) -> Outcome {
 
 /// The guest after an action. Errors: the server's sentence, or why the guest has failed.
 fn press(client: &Client, name: &str, action: &str) -> Outcome<Guest> {
-    let guest: Guest = client.request("POST", &path(name, &format!("/{action}")), None)?.good()?.json()?;
+    acted(client.request("POST", &path(name, &format!("/{action}")), None)?.good()?.json()?)
+}
+
+fn acted(guest: Guest) -> Outcome<Guest> {
     match (&guest.reason, guest.state) {
         (Some(reason), State::Failed) => Err(Failure::failed(format!("{}: {reason}", guest.name))),
         _ => Ok(guest),

@@ -19,7 +19,7 @@ use super::{
     console::{ConsoleHub, SCROLLBACK_BYTES},
     debugcon::DebugConsole,
     disk::RawFile,
-    facts::{BootDevice, MachineFacts},
+    facts::{BootDevice, FirstBoot, MachineFacts},
     fault::HostFaults,
     flash::Flash,
     fwcfg::FwCfg,
@@ -49,7 +49,7 @@ use super::{
         worker::Worker,
     },
 };
-use crate::spec::{DiskBus, GuestSpec};
+use crate::spec::{self, BootFrom, DiskBus, GuestSpec};
 
 /// The port of the CD drive on the HBA.
 pub const CD_PORT: u8 = 5;
@@ -369,22 +369,47 @@ impl Functions<'_> {
     }
 }
 
-/// First to last: the disks as the specification orders them, then the CD.
+/// First to last.
 pub fn boot_order(spec: &GuestSpec) -> Vec<BootDevice> {
+    spec.full_boot_order().iter().filter_map(|from| boot_device(spec, from)).collect()
+}
+
+/// What the first boot does otherwise.
+pub fn first_boot(spec: &GuestSpec) -> Option<FirstBoot> {
+    match spec.first_boot.as_ref()? {
+        spec::FirstBoot::Setup => Some(FirstBoot::Menu),
+        spec::FirstBoot::From(from) => {
+            let mut order = boot_order(spec);
+            let wanted = boot_device(spec, from)?;
+            order.retain(|device| *device != wanted);
+            order.insert(0, wanted);
+            Some(FirstBoot::From(order))
+        }
+    }
+}
+
+/// Where the machine has it; `None` when it has it not.
+fn boot_device(spec: &GuestSpec, from: &BootFrom) -> Option<BootDevice> {
+    let wanted = match from {
+        BootFrom::Cd => return Some(BootDevice::AhciCd { port: CD_PORT }),
+        BootFrom::Network => return spec.network.as_ref().map(|_| BootDevice::Network { slot: slot::NETWORK }),
+        BootFrom::Disk(id) => id,
+    };
     let (mut slot, mut port) = (slot::DISK, 0);
-    let mut order = Vec::new();
     for disk in &spec.disks {
-        order.push(match disk.bus {
+        let device = match disk.bus {
             DiskBus::Virtio => BootDevice::VirtioDisk { slot },
             DiskBus::Ahci => BootDevice::AhciDisk { port },
-        });
+        };
+        if disk.id == *wanted {
+            return Some(device);
+        }
         match disk.bus {
             DiskBus::Virtio => slot += 1,
             DiskBus::Ahci => port += 1,
         }
     }
-    order.push(BootDevice::AhciCd { port: CD_PORT });
-    order
+    None
 }
 
 #[cfg(test)]

@@ -19,6 +19,16 @@ pub struct MachineFacts {
     pub pci_memory_64: Range<u64>,
     /// First to last.
     pub boot_order: Vec<BootDevice>,
+    /// What the boot after power on does otherwise than those after a reset.
+    pub first_boot: Option<FirstBoot>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FirstBoot {
+    /// In this order.
+    From(Vec<BootDevice>),
+    /// With enough time for the key that shows the firmware's menu.
+    Menu,
 }
 
 /// Something the firmware can boot from.
@@ -110,6 +120,7 @@ pub(crate) mod tests {
             pm_base: layout::PM_BASE,
             pci_memory_64: pci_memory_64(512 << 20, 40),
             boot_order: vec![BootDevice::VirtioDisk { slot: layout::slot::DISK }, BootDevice::AhciCd { port: 5 }],
+            first_boot: None,
         }
     }
 

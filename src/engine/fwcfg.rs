@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt::Write, mem, sync::Arc};
 use super::{
     acpi::{self, AcpiTables},
     bus::{Access, BusDevice, BusFault, Effect, Width},
-    facts::{BootDevice, MachineFacts},
+    facts::{BootDevice, FirstBoot, MachineFacts},
     layout,
     memory::{Gpa, GuestRam, RamSpan},
     smbios::Smbios,
@@ -29,8 +29,11 @@ pub mod key {
     pub const IRQ0_OVERRIDE: u16 = 0x8002;
 }
 
-/// The firmware's menu of boot devices lasts this long.
+/// How long the firmware waits for the key that shows its menu; and when a person asked for the menu.
 const BOOT_MENU_WAIT_MS: u32 = 1_000;
+const BOOT_MENU_ASKED_MS: u32 = 30_000;
+const BOOT_ORDER_FILE: &str = "bootorder";
+const BOOT_MENU_FILE: &str = "etc/boot-menu-wait";
 /// After a failed boot SeaBIOS tries again, so that a CD can be put in.
 const BOOT_FAIL_WAIT_MS: u32 = 10_000;
 
@@ -70,6 +73,8 @@ pub struct FwCfg {
     items: BTreeMap<u16, Bytes>,
     names: Vec<(String, u16)>,
     before_acpi: Option<BeforeAcpi>,
+    /// What the first reset changes; a file may get another size, since a guest looks the size up when it has been reset.
+    after_first_boot: Replacement,
     /// Since the last reset the guest has not yet looked at the ACPI files.
     acpi_fresh: bool,
     current: Bytes,
@@ -85,6 +90,7 @@ impl FwCfg {
             items: BTreeMap::new(),
             names: Vec::new(),
             before_acpi: None,
+            after_first_boot: Vec::new(),
             acpi_fresh: true,
             current: Arc::from([]),
             offset: 0,
@@ -109,8 +115,7 @@ impl FwCfg {
         fw_cfg.add_key(key::BOOT_MENU, &1u16.to_le_bytes());
         fw_cfg.add_key(key::IRQ0_OVERRIDE, &1u32.to_le_bytes());
         fw_cfg.add_file("etc/e820", e820(&facts));
-        fw_cfg.add_file("bootorder", boot_order(&facts.boot_order));
-        fw_cfg.add_file("etc/boot-menu-wait", BOOT_MENU_WAIT_MS.to_le_bytes().to_vec());
+        fw_cfg.add_boot_choice(&facts);
         fw_cfg.add_file("etc/boot-fail-wait", BOOT_FAIL_WAIT_MS.to_le_bytes().to_vec());
         // S3 and S4 are not offered; S5 is type 0.
         fw_cfg.add_file("etc/system-states", vec![128, 0, 0, 1, 2, 128]);
@@ -122,6 +127,19 @@ impl FwCfg {
         }
         fw_cfg.before_acpi(move || AcpiTables::build(&MachineFacts { pm_base: pm_base(), ..facts.clone() }).files());
         fw_cfg
+    }
+
+    fn add_boot_choice(&mut self, facts: &MachineFacts) {
+        let (usual, menu) = (boot_order(&facts.boot_order), |wait_ms: u32| wait_ms.to_le_bytes().to_vec());
+        let (mut first, mut wait_ms) = (usual.clone(), BOOT_MENU_WAIT_MS);
+        match &facts.first_boot {
+            Some(FirstBoot::From(order)) => first = boot_order(order),
+            Some(FirstBoot::Menu) => wait_ms = BOOT_MENU_ASKED_MS,
+            None => {}
+        }
+        self.add_file(BOOT_ORDER_FILE, first);
+        self.add_file(BOOT_MENU_FILE, menu(wait_ms));
+        self.after_first_boot = vec![(BOOT_ORDER_FILE, usual), (BOOT_MENU_FILE, menu(BOOT_MENU_WAIT_MS))];
     }
 
     /// Adds a numbered item.
@@ -145,8 +163,13 @@ impl FwCfg {
         self.before_acpi = Some(Box::new(patch));
     }
 
-    /// Back to the state after power on.
+    /// Back to the state after power on, except that what was asked for one boot is over.
     pub fn reset(&mut self) {
+        for (name, bytes) in mem::take(&mut self.after_first_boot) {
+            if let Some((_, key)) = self.names.iter().find(|(other, _)| other == name) {
+                self.items.insert(*key, bytes.into());
+            }
+        }
         self.acpi_fresh = true;
         self.current = Arc::from([]);
         self.offset = 0;
@@ -390,6 +413,27 @@ mod tests {
             assert!(!rig.file(name).is_empty());
         }
         assert_eq!(boot_order(&[]), b"\0");
+    }
+
+    #[test]
+    fn what_is_asked_for_one_boot_is_over_with_the_first_reset() {
+        let mut rig = rig();
+        let usual = rig.file(BOOT_ORDER_FILE);
+        let network = BootDevice::Network { slot: 4 };
+        let order = FirstBoot::From([vec![network], sample().boot_order].concat());
+        let facts = MachineFacts { first_boot: Some(order), ..sample() };
+        rig.fw_cfg = FwCfg::for_machine(rig.ram.clone(), facts, || 0x600);
+        let once = rig.file(BOOT_ORDER_FILE);
+        assert_eq!(once, [&b"/pci@i0cf8/ethernet@4/ethernet-phy@0\n"[..], &usual].concat());
+        for _ in 0..2 {
+            rig.fw_cfg.reset();
+            assert_eq!(rig.file(BOOT_ORDER_FILE), usual);
+        }
+        let facts = MachineFacts { first_boot: Some(FirstBoot::Menu), ..sample() };
+        rig.fw_cfg = FwCfg::for_machine(rig.ram.clone(), facts, || 0x600);
+        assert_eq!(rig.file(BOOT_MENU_FILE), BOOT_MENU_ASKED_MS.to_le_bytes());
+        rig.fw_cfg.reset();
+        assert_eq!(rig.file(BOOT_MENU_FILE), BOOT_MENU_WAIT_MS.to_le_bytes());
     }
 
     #[test]

@@ -7,8 +7,8 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
-    os::fd::OwnedFd,
+    io::{self, Read, Seek},
+    os::{fd::OwnedFd, unix::fs::FileExt},
     sync::{Arc, PoisonError},
 };
 
@@ -16,16 +16,17 @@ use sha2::{Digest, Sha256};
 
 use super::{
     boot::{self, DirectBoot, StartMode, StartState},
-    devices::{Board, DeviceFiles, Devices, Listeners, boot_order},
+    devices::{Board, DeviceFiles, Devices, Listeners, boot_order, first_boot},
     facts::{MachineFacts, pci_memory_64},
     layout,
     log::GuestLog,
     memory::{Gpa, GuestRam, HostRegion},
     pci::assign,
+    variables,
     vcpu::{EventSink, Vcpu, VcpuConfig},
     vm::Vm,
 };
-use crate::spec::{Boot, GuestSpec};
+use crate::spec::{Boot, FirstBoot, GuestSpec};
 
 /// The built-in test guest, assembled from `testguest.S`.
 const TEST_GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/testguest.bin"));
@@ -94,7 +95,12 @@ impl Machine {
             }
         };
         let flash = match (&spec.boot, &image, files.variables) {
-            (Boot::Uefi { .. }, BootImage::Firmware(code), Some(file)) => Some(place_flash(file, code)?),
+            (Boot::Uefi { .. }, BootImage::Firmware(code), Some(file)) => {
+                if spec.first_boot == Some(FirstBoot::Setup) {
+                    ask_for_setup(&file)?;
+                }
+                Some(place_flash(file, code)?)
+            }
             (Boot::Uefi { .. }, ..) => return Err(io::Error::other("no variables were handed to the engine")),
             _ => None,
         };
@@ -212,6 +218,7 @@ fn facts(spec: &GuestSpec, vm: &Vm) -> MachineFacts {
         pm_base: layout::PM_BASE,
         pci_memory_64: pci_memory_64(spec.memory_bytes, vm.physical_bits()),
         boot_order: boot_order(spec),
+        first_boot: first_boot(spec),
     }
 }
 
@@ -235,6 +242,19 @@ fn place_flash(file: File, code: &HostRegion) -> io::Result<(File, Gpa)> {
         return Err(io::Error::other("the file with the firmware's variables is damaged: it is too large"));
     }
     Ok((file, Gpa(layout::HIGH_RAM_START - below_4_gib)))
+}
+
+/// Has the firmware show its setup at the next boot, as a running system asks for it: by its variable OsIndications.
+fn ask_for_setup(mut file: &File) -> io::Result<()> {
+    file.rewind()?;
+    let mut store = Vec::new();
+    file.take(FIRMWARE_BYTES_MAX).read_to_end(&mut store)?;
+    let change = variables::ask_for_setup(&store).map_err(|bad| {
+        io::Error::other(format!(
+            "{bad}, so the firmware's setup cannot be asked for; reset the firmware, or start without it"
+        ))
+    })?;
+    file.write_all_at(&change.bytes, change.at as u64)
 }
 
 fn read_all(file: File, at_most: u64, what: &str) -> io::Result<Vec<u8>> {

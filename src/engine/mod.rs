@@ -38,6 +38,7 @@ mod start_state;
 pub mod table_loader;
 pub mod timer;
 pub mod uart;
+pub mod variables;
 pub mod vcpu;
 pub mod vga;
 pub mod virtio;

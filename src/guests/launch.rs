@@ -3,32 +3,53 @@
 use super::Guests;
 use crate::{
     error::{Error, Result},
-    spec::{Boot, DiskSpec, GuestSpec, NetworkBackend, NetworkSpec},
+    spec::{Boot, BootFrom, DiskSpec, FirstBoot, GuestSpec, NetworkBackend, NetworkSpec},
     store::{
         Tx,
         guests::{self as rows, BootKind, DiskRow, GuestRow, NetworkMode},
         images::{self, ImageRow},
     },
-    types::Id,
+    types::{BadValue, Id},
     wire::{Attachment, Launch, Place},
 };
 
 impl Guests {
-    /// Everything to start this guest as it is configured now.
+    /// Everything to start this guest as it is configured now; `once` is what this one start does otherwise, as a person says it.
     ///
-    /// Errors: `Conflict` when a disk is not ready or an image is gone.
-    pub(super) async fn launch(&self, id: &Id) -> Result<Launch> {
-        let id = id.clone();
+    /// Errors: `Conflict` when a disk is not ready or an image is gone; `Invalid` at `boot`.
+    pub(super) async fn launch(&self, id: &Id, once: Option<&str>) -> Result<Launch> {
+        let (id, once) = (id.clone(), once.map(str::to_owned));
         self.0
             .around
             .store
             .reading(move |tx| {
                 let row = rows::by_id(tx, &id)?.ok_or_else(|| Error::not_found("There is no such guest."))?;
                 let disks = rows::disks(tx, &id)?;
-                of_rows(tx, &row, &disks)
+                let mut launch = of_rows(tx, &row, &disks)?;
+                if let Some(word) = once.as_deref().filter(|word| !word.is_empty()) {
+                    launch.spec.first_boot = Some(first_boot(word, &disks)?);
+                    launch.spec.check().map_err(|bad| Error::invalid("boot", bad.message))?;
+                }
+                Ok(launch)
             })
             .await
     }
+}
+
+fn first_boot(word: &str, disks: &[DiskRow]) -> Result<FirstBoot> {
+    match word {
+        "setup" => Ok(FirstBoot::Setup),
+        word => Ok(FirstBoot::From(boot_from(word, disks).map_err(|bad| Error::invalid("boot", bad.to_string()))?)),
+    }
+}
+
+/// A word of a person: `cd`, `network`, the id of a disk, or its place: `disk1`.
+pub(super) fn boot_from(word: &str, disks: &[DiskRow]) -> Result<BootFrom, BadValue> {
+    let Some(number) = word.strip_prefix("disk").and_then(|number| number.parse::<usize>().ok()) else {
+        return word.parse();
+    };
+    let disk = number.checked_sub(1).and_then(|index| disks.get(index));
+    disk.map(|disk| BootFrom::Disk(disk.id.clone())).ok_or_else(|| BadValue(format!("The guest has no disk {number}.")))
 }
 
 /// Where the file of an image is.
@@ -67,6 +88,8 @@ pub(super) fn spec_of(row: &GuestRow, disks: &[DiskRow]) -> GuestSpec {
             }
             NetworkMode::User => Some(NetworkSpec { mac: row.mac, backend: NetworkBackend::Passt }),
         },
+        boot_order: row.boot_order.clone(),
+        first_boot: None,
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 
 use super::{
     Guest, Guests, disks,
-    launch::{place_of, spec_of},
+    launch::{boot_from, place_of, spec_of},
     lifecycle::Event,
     supervisor::Found,
 };
@@ -12,7 +12,7 @@ use crate::{
     api::{Boot, ChangeGuest, CreateGuest, Firmware, NewDisk},
     changes::Change,
     error::{Error, Result},
-    spec::{DISK_BYTES_MAX, DISK_BYTES_MIN, DISKS_MAX, DiskBus, MACHINE},
+    spec::{BootFrom, DISK_BYTES_MAX, DISK_BYTES_MIN, DISKS_MAX, DiskBus, MACHINE},
     state_files::VARIABLES,
     store::{
         Tx, blocking,
@@ -59,13 +59,14 @@ impl Guests {
             initrd_image_id: None,
             cmdline: String::new(),
             cd_image_id: None,
+            boot_order: Vec::new(),
             network,
             mac: MacAddr::random(),
             failure: None,
             created_ms: now_ms(),
         };
         let boot = wanted.boot.unwrap_or(Boot::Disk { firmware: Firmware::Bios });
-        let (cdrom, new_disks) = (wanted.cdrom, wanted.disks);
+        let (cdrom, new_disks, boot_order) = (wanted.cdrom, wanted.disks, wanted.boot_order);
         let (row, plans) = self
             .0
             .around
@@ -75,6 +76,7 @@ impl Guests {
                 row.cd_image_id = medium(tx, cdrom.as_deref())?;
                 let plans = plan(tx, (&row.id, row.created_ms), 0, &new_disks)?;
                 let disks: Vec<DiskRow> = plans.iter().map(|plan| plan.row.clone()).collect();
+                row.boot_order = ordered(&boot_order, &disks)?;
                 check(&row, &disks)?;
                 if rows::named(tx, row.name.as_str())?.is_some_and(|other| other.name == row.name) {
                     return Err(Error::invalid("name", format!("Another guest has the name \"{}\".", row.name)));
@@ -353,7 +355,7 @@ impl Job {
 
 /// The row and the new disks that a change results in.
 fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest) -> Result<(GuestRow, Vec<Plan>)> {
-    let ChangeGuest { name, cpus, memory_bytes, boot, cdrom, network, add_disks, remove_disks } = wanted;
+    let ChangeGuest { name, cpus, memory_bytes, boot, boot_order, cdrom, network, add_disks, remove_disks } = wanted;
     let mut row = rows::by_id(tx, id)?.ok_or_else(|| Error::not_found("There is no such guest."))?;
     if let Some(name) = name {
         row.name = name.parse().map_err(|bad| Error::invalid("name", format!("{bad}")))?;
@@ -377,8 +379,23 @@ fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest) -> Result<(GuestRow, Vec<Plan>
     disks.retain(|disk| !remove_disks.contains(&disk.id));
     let plans = plan(tx, (&row.id, tx.now_ms), next, &add_disks)?;
     disks.extend(plans.iter().map(|plan| plan.row.clone()));
+    match boot_order {
+        Some(words) => row.boot_order = ordered(&words, &disks)?,
+        // What went away has no place in it any more.
+        None => row.boot_order.retain(|from| match from {
+            BootFrom::Disk(id) => disks.iter().any(|disk| disk.id == *id),
+            BootFrom::Network => row.network != NetworkMode::None,
+            BootFrom::Cd => true,
+        }),
+    }
     check(&row, &disks)?;
     Ok((row, plans))
+}
+
+/// A boot order as a person says it.
+fn ordered(words: &[String], disks: &[DiskRow]) -> Result<Vec<BootFrom>> {
+    let parsed = words.iter().map(|word| boot_from(word, disks)).collect::<Result<_, _>>();
+    parsed.map_err(|bad| Error::invalid("boot_order", bad.to_string()))
 }
 
 fn check(row: &GuestRow, disks: &[DiskRow]) -> Result<()> {

@@ -31,9 +31,10 @@ use self::{
 use crate::{
     error::{Error, ErrorKind, Result},
     host_client::{EngineGone, HostClient},
+    spec::BootFrom,
     store::{
         Store, Tx, blocking,
-        guests::{self as rows, DiskRow, GuestRow},
+        guests::{self as rows, BootKind, DiskRow, GuestRow},
         images,
     },
     tasks::Tasks,
@@ -97,6 +98,18 @@ pub struct Parts {
     pub changes: crate::changes::Changes,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
+}
+
+impl Guest {
+    /// Everything that its firmware tries, first to last; empty without firmware.
+    pub fn boot_order(&self) -> Vec<BootFrom> {
+        match self.row.boot {
+            BootKind::Kernel | BootKind::Test => Vec::new(),
+            BootKind::Bios | BootKind::Uefi | BootKind::UefiSecure => {
+                launch::spec_of(&self.row, &self.disks).full_boot_order()
+            }
+        }
+    }
 }
 
 impl Guests {
@@ -238,18 +251,10 @@ impl Guests {
     ///
     /// Errors: `Conflict` when it does not fit the state or the guest is not complete; `NotFound`; what the engine says.
     pub async fn act(&self, id: &Id, event: Event) -> Result<()> {
-        let supervisor = self.supervisor_of(id)?;
         if event == Event::Start {
-            let _busy = supervisor.busy.lock().await;
-            let launch = if supervisor.status().state.allows(Event::Start) {
-                Some(Box::new(self.launch(id).await?))
-            } else {
-                None // the supervisor says why not
-            };
-            supervisor.ask(event, launch).await?;
-            supervisor.wait_for(SETTLE, |status| status.state != State::Starting).await;
-            return Ok(());
+            return self.start_once(id, None).await;
         }
+        let supervisor = self.supervisor_of(id)?;
         supervisor.ask(event.clone(), None).await?;
         match event {
             Event::Pause => drop(supervisor.wait_for(SETTLE, |status| status.state != State::Running).await),
@@ -257,6 +262,23 @@ impl Guests {
             Event::Kill => drop(supervisor.wait_for(SETTLE, |status| !status.state.is_live()).await),
             _ => {}
         }
+        Ok(())
+    }
+
+    /// Starts a guest, this once from another device than its boot order says (`cd`, `network`, a disk by id or as `disk1`) or into
+    /// the firmware's setup (`setup`). A reset goes back to the boot order.
+    ///
+    /// Errors: as `act`; `Invalid` at `boot`.
+    pub async fn start_once(&self, id: &Id, once: Option<&str>) -> Result<()> {
+        let supervisor = self.supervisor_of(id)?;
+        let _busy = supervisor.busy.lock().await;
+        let launch = if supervisor.status().state.allows(Event::Start) {
+            Some(Box::new(self.launch(id, once).await?))
+        } else {
+            None // the supervisor says why not
+        };
+        supervisor.ask(Event::Start, launch).await?;
+        supervisor.wait_for(SETTLE, |status| status.state != State::Starting).await;
         Ok(())
     }
 

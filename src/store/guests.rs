@@ -7,7 +7,7 @@ use rusqlite::{Row, named_params, params};
 use super::{Tx, get, maybe_parsed, parsed, signed, unsigned};
 use crate::{
     error::{Error, Result},
-    spec::DiskBus,
+    spec::{BootFrom, DiskBus},
     types::{BadValue, Id, MacAddr, Name},
 };
 
@@ -50,6 +50,8 @@ pub struct GuestRow {
     pub initrd_image_id: Option<Id>,
     pub cmdline: String,
     pub cd_image_id: Option<Id>,
+    /// What firmware tries first to last; the rest follows by itself.
+    pub boot_order: Vec<BootFrom>,
     pub network: NetworkMode,
     pub mac: MacAddr,
     /// Why it failed last; gone at the next start.
@@ -163,6 +165,7 @@ fn guest(row: &Row) -> rusqlite::Result<GuestRow> {
         initrd_image_id: maybe_parsed(row, "initrd_image_id")?,
         cmdline: get(row, "cmdline")?,
         cd_image_id: maybe_parsed(row, "cd_image_id")?,
+        boot_order: boot_order_of(row)?,
         network,
         mac: parsed(row, "mac")?,
         failure: get(row, "failure")?,
@@ -174,6 +177,16 @@ fn boot_of(row: &Row) -> rusqlite::Result<BootKind> {
     let (boot, secure): (String, bool) = (get(row, "boot")?, get(row, "secure_boot")?);
     let found = BootKind::ALL.into_iter().find(|kind| kind.columns() == (boot.as_str(), secure));
     found.ok_or_else(|| super::damaged(row, "boot", BadValue("A guest boots by bios, uefi, kernel or test.".into())))
+}
+
+fn boot_order_of(row: &Row) -> rusqlite::Result<Vec<BootFrom>> {
+    let words: String = get(row, "boot_order")?;
+    let parsed = words.split_whitespace().map(str::parse).collect::<Result<_, BadValue>>();
+    parsed.map_err(|error| super::damaged(row, "boot_order", error))
+}
+
+fn boot_order_column(order: &[BootFrom]) -> String {
+    order.iter().map(BootFrom::to_string).collect::<Vec<_>>().join(" ")
 }
 
 fn disk(row: &Row) -> rusqlite::Result<DiskRow> {
@@ -208,9 +221,9 @@ pub fn insert(tx: &Tx, row: &GuestRow) -> Result<()> {
     name_is_free(tx, &row.name, &row.id)?;
     tx.run(
         "INSERT INTO guests (id, name, machine, desired, note, cpus, memory_bytes, boot, secure_boot, kernel_image_id,
-             initrd_image_id, cmdline, cd_image_id, network, bridge, mac, failure, created_ms)
+             initrd_image_id, cmdline, cd_image_id, boot_order, network, bridge, mac, failure, created_ms)
          VALUES (:id, :name, :machine, :desired, :note, :cpus, :memory_bytes, :boot, :secure_boot, :kernel, :initrd,
-             :cmdline, :cd, :network, :bridge, :mac, :failure, :created_ms)",
+             :cmdline, :cd, :boot_order, :network, :bridge, :mac, :failure, :created_ms)",
         named_params! {
             ":id": row.id.as_str(), ":name": row.name.as_str(), ":machine": row.machine,
             ":desired": desired_word(row.desired_on), ":note": row.note, ":cpus": row.cpus,
@@ -218,6 +231,7 @@ pub fn insert(tx: &Tx, row: &GuestRow) -> Result<()> {
             ":secure_boot": row.boot.columns().1, ":kernel": row.kernel_image_id.as_ref().map(Id::as_str),
             ":initrd": row.initrd_image_id.as_ref().map(Id::as_str),
             ":cmdline": row.cmdline, ":cd": row.cd_image_id.as_ref().map(Id::as_str),
+            ":boot_order": boot_order_column(&row.boot_order),
             ":network": row.network.column(), ":bridge": row.network.bridge(), ":mac": row.mac.to_string(),
             ":failure": row.failure, ":created_ms": row.created_ms,
         },
@@ -233,7 +247,7 @@ pub fn update(tx: &Tx, row: &GuestRow) -> Result<()> {
     tx.run(
         "UPDATE guests SET name = :name, note = :note, cpus = :cpus, memory_bytes = :memory_bytes, boot = :boot,
              secure_boot = :secure_boot, kernel_image_id = :kernel, initrd_image_id = :initrd, cmdline = :cmdline, cd_image_id = :cd,
-             network = :network, bridge = :bridge
+             boot_order = :boot_order, network = :network, bridge = :bridge
          WHERE id = :id",
         named_params! {
             ":id": row.id.as_str(), ":name": row.name.as_str(), ":note": row.note, ":cpus": row.cpus,
@@ -241,6 +255,7 @@ pub fn update(tx: &Tx, row: &GuestRow) -> Result<()> {
             ":secure_boot": row.boot.columns().1, ":kernel": row.kernel_image_id.as_ref().map(Id::as_str),
             ":initrd": row.initrd_image_id.as_ref().map(Id::as_str),
             ":cmdline": row.cmdline, ":cd": row.cd_image_id.as_ref().map(Id::as_str),
+            ":boot_order": boot_order_column(&row.boot_order),
             ":network": row.network.column(), ":bridge": row.network.bridge(),
         },
     )?;
@@ -355,6 +370,7 @@ pub(crate) mod tests {
             initrd_image_id: None,
             cmdline: String::new(),
             cd_image_id: None,
+            boot_order: Vec::new(),
             network: NetworkMode::None,
             mac: MacAddr::random(),
             failure: None,
@@ -388,10 +404,12 @@ pub(crate) mod tests {
         let mut row = sample("web01");
         row.network = NetworkMode::Bridge("br0".into());
         row.boot = BootKind::UefiSecure;
+        row.boot_order = vec![BootFrom::Cd, BootFrom::Disk(Id::random())];
         store.write(|tx| insert(tx, &row)).unwrap();
         assert_eq!(store.read(|tx| by_id(tx, &row.id)).unwrap().as_ref(), Some(&row));
         assert_eq!(store.read(|tx| named(tx, "web01")).unwrap().as_ref(), Some(&row));
         row.cpus = 4;
+        row.boot_order = vec![BootFrom::Network];
         row.network = NetworkMode::Nat;
         store.write(|tx| update(tx, &row)).unwrap();
         assert_eq!(store.read(list).unwrap(), vec![row]);

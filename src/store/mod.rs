@@ -23,8 +23,11 @@ use crate::{
 
 /// The file's name in the state directory.
 pub const FILE: &str = "innkeeper.db";
-const MIGRATIONS: &[&str] =
-    &[include_str!("migrations/0001_first.sql"), include_str!("migrations/0002_secure_boot.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001_first.sql"),
+    include_str!("migrations/0002_secure_boot.sql"),
+    include_str!("migrations/0003_boot_order.sql"),
+];
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct Store {

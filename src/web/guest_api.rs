@@ -63,6 +63,7 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
         cpus: row.cpus,
         memory_bytes: row.memory_bytes,
         boot,
+        boot_order: guest.boot_order().iter().map(ToString::to_string).collect(),
         disks: disks
             .iter()
             .map(|disk| api::Disk {
@@ -159,11 +160,16 @@ async fn delete(who: Operator, state: Data<State>, id: Path<String>, body: Bytes
     Ok(HttpResponse::NoContent().finish())
 }
 
-async fn act(who: Operator, state: Data<State>, path: Path<(String, String)>) -> Result<HttpResponse> {
+async fn act(who: Operator, state: Data<State>, path: Path<(String, String)>, body: Bytes) -> Result<HttpResponse> {
     let (id, action) = path.into_inner();
     let event = event_of(&action)?;
     let guest = state.guests.get(&id).await?;
-    state.guests.act(&guest.row.id, event).await?;
+    if event == Event::Start {
+        let wanted = if body.is_empty() { api::StartGuest::default() } else { json(&body)? };
+        state.guests.start_once(&guest.row.id, wanted.boot.as_deref()).await?;
+    } else {
+        state.guests.act(&guest.row.id, event).await?;
+    }
     state.audit_guest(&who, &action, &guest.row).await?;
     Ok(HttpResponse::Ok().json(guest_json(&state.guests.get(guest.row.id.as_str()).await?)))
 }

@@ -3,12 +3,14 @@
 use super::{
     State,
     form::Form,
+    guests::from_words,
     view::{Choice, FieldErrors, GuestChoices, GuestFields},
 };
 use crate::{
     api::{Boot, ChangeGuest, CreateGuest, Firmware, NewDisk},
     error::{Error, Result},
     guests::{Guest, host_memory},
+    spec::{BootFrom, DISKS_MAX},
     store::{
         guests::{BootKind, NetworkMode},
         images::{self, ImageKind, ImageRow},
@@ -17,6 +19,8 @@ use crate::{
     wire::{HostAnswer, HostRequest, NetworkStatus},
 };
 
+/// Disks, CD and network.
+const BOOT_DEVICES_MAX: usize = DISKS_MAX + 2;
 /// The name that the page gives the built-in guest; the next one gets a number.
 const TEST_GUEST_NAME: &str = "test-guest";
 
@@ -36,6 +40,7 @@ pub fn fields_of(form: &Form) -> GuestFields {
         initrd: text("initrd"),
         cmdline: form.get("cmdline").to_owned(),
         firmware: text("firmware"),
+        boot_order: (0..BOOT_DEVICES_MAX).map(|at| text(&format!("boot_order_{at}"))).collect(),
         network: text("network"),
         start: form.ticked("start"),
     }
@@ -76,6 +81,7 @@ pub fn fields_of_guest(guest: &Guest) -> GuestFields {
         }
         .as_str()
         .to_owned(),
+        boot_order: guest.boot_order().iter().map(ToString::to_string).collect(),
         network: row.network.to_string(),
         start: false,
     }
@@ -99,6 +105,7 @@ pub fn create_guest(fields: &GuestFields) -> Result<CreateGuest, FieldErrors> {
         cpus: cpus(fields, &mut errors),
         memory_bytes: memory(fields, &mut errors),
         boot: boot(fields, &mut errors),
+        boot_order: Vec::new(),
         disks: match fields.boot.as_str() {
             "test" => Vec::new(),
             _ => new_disk(fields, ("disk_size", "disk_image"), &mut errors),
@@ -118,6 +125,7 @@ pub fn change_guest(fields: &GuestFields) -> Result<ChangeGuest, FieldErrors> {
         cpus: cpus(fields, &mut errors),
         memory_bytes: memory(fields, &mut errors),
         boot: boot(fields, &mut errors),
+        boot_order: boot_order(fields),
         cdrom: None,
         network: network(fields, &mut errors),
         add_disks: new_disk(fields, ("add_disk_size", "add_disk_image"), &mut errors),
@@ -182,6 +190,22 @@ fn boot(fields: &GuestFields, errors: &mut FieldErrors) -> Option<Boot> {
             None
         }
     }
+}
+
+/// The devices that were chosen, without what was left empty; nothing when the form had no such fields.
+fn boot_order(fields: &GuestFields) -> Option<Vec<String>> {
+    let chosen: Vec<String> = fields.boot_order.iter().filter(|word| !word.is_empty()).cloned().collect();
+    Some(chosen).filter(|chosen| !chosen.is_empty() && fields.boot == "disk")
+}
+
+/// What a guest can boot from, for the selects of its boot order.
+pub fn boot_devices(guest: &Guest) -> Vec<Choice> {
+    let mut devices = guest.boot_order();
+    if guest.row.network != NetworkMode::None && !devices.is_empty() && !devices.contains(&BootFrom::Network) {
+        devices.push(BootFrom::Network);
+    }
+    let named = |from: &BootFrom| choice(&from.to_string(), &from_words(guest, from));
+    devices.iter().map(named).collect()
 }
 
 fn network(fields: &GuestFields, errors: &mut FieldErrors) -> Option<String> {

@@ -25,6 +25,7 @@ use crate::{
         Guest,
         lifecycle::{Event, State as GuestState},
     },
+    spec::BootFrom,
     store::{
         guests::BootKind,
         users::{self, AuditRow, Role},
@@ -116,6 +117,37 @@ pub fn line(guest: &Guest, caller: &Caller) -> view::GuestLine {
         memory: view::Bytes(guest.row.memory_bytes),
         cpu: None,
         actions: actions_of(guest, caller),
+        starts: starts_of(guest, caller),
+    }
+}
+
+/// Other ways to start it, this once: from a device, or into the firmware.
+fn starts_of(guest: &Guest, caller: &Caller) -> Vec<view::Choice> {
+    if !actions_of(guest, caller).start {
+        return Vec::new();
+    }
+    let order = guest.boot_order();
+    let Some(usual) = order.first() else { return Vec::new() };
+    let has = |from: &BootFrom| *from != BootFrom::Cd || guest.cd.is_some();
+    let device = |from: &BootFrom| view::Choice {
+        value: from.to_string(),
+        label: format!("Start from {}", from_words(guest, from)),
+    };
+    let mut starts: Vec<_> = order.iter().filter(|from| *from != usual && has(from)).map(device).collect();
+    let menu = if guest.row.boot.is_uefi() { "Start into the firmware" } else { "Start with the boot menu" };
+    starts.push(view::Choice { value: "setup".to_owned(), label: menu.to_owned() });
+    starts
+}
+
+/// "disk 1", "CD", "network".
+pub fn from_words(guest: &Guest, from: &BootFrom) -> String {
+    match from {
+        BootFrom::Cd => "CD".to_owned(),
+        BootFrom::Network => "network".to_owned(),
+        BootFrom::Disk(id) => {
+            let place = guest.disks.iter().position(|disk| disk.id == *id).map_or(0, |index| index + 1);
+            format!("disk {place}")
+        }
     }
 }
 
@@ -129,6 +161,7 @@ fn head(guest: &Guest, caller: &Caller, tab: GuestTab) -> view::GuestHead {
         since: since_of(guest),
         address: guest.status.addresses.first().cloned(),
         actions: actions_of(guest, caller),
+        starts: starts_of(guest, caller),
     }
 }
 
@@ -176,6 +209,10 @@ fn facts(guest: &Guest) -> Vec<view::Fact> {
         fact("Memory", show_size(row.memory_bytes), false),
         fact("Starts from", boot_words(guest), false),
     ];
+    let order: Vec<_> = guest.boot_order().iter().map(|from| from_words(guest, from)).collect();
+    if order.len() > 1 {
+        facts.push(fact("Boot order", order.join(", "), false));
+    }
     facts.extend(guest.initrd.as_ref().map(|image| fact("Initrd", image.name.clone(), false)));
     if !row.cmdline.is_empty() {
         facts.push(fact("Command line", row.cmdline.clone(), true));
@@ -420,6 +457,7 @@ async fn hardware_page(
         disks: disk_lines(state, guest),
         cd: guest.cd.as_ref().map(|image| image.id.to_string()).unwrap_or_default(),
         uefi: guest.row.boot.is_uefi(),
+        boot_devices: forms::boot_devices(guest),
     })
 }
 
@@ -543,7 +581,11 @@ async fn act(who: Operator, state: Data<State>, path: Path<(String, String)>, fo
     let (id, action) = path.into_inner();
     let event = event_of(&action)?;
     let guest = state.guests.get(&id).await?;
-    match state.guests.act(&guest.row.id, event).await {
+    let done = match event {
+        Event::Start => state.guests.start_once(&guest.row.id, Some(form.get("boot"))).await,
+        event => state.guests.act(&guest.row.id, event).await,
+    };
+    match done {
         Ok(()) => state.audit_guest(&who, &action, &guest.row).await?,
         Err(error) => {
             tracing::info!(guest = %guest.row.id, action, error = %error.for_log(), "a guest does not do as asked");

@@ -3,7 +3,7 @@
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use innkeeper::{
-    spec::Boot,
+    spec::{Boot, BootFrom, FirstBoot},
     state_files::VARIABLES,
     wire::{EndKind, EngineAction, EngineMessage, Observed, Place},
 };
@@ -213,6 +213,68 @@ fn the_firmware_of_a_uefi_guest_is_reset_once_it_has_stopped() {
     assert!(!client.get("/guests/t/hardware").text().contains("reset-firmware"));
     let wrong = json!({ "name": "w", "boot": { "kind": "disk", "firmware": "coreboot" } });
     assert_eq!(client.call("POST", "/api/v1/guests", &wrong).status, 422);
+}
+
+#[test]
+fn a_boot_order_is_kept_and_one_start_may_go_another_way() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    let boot = json!({ "kind": "disk", "firmware": "bios" });
+    let disks = json!([{ "size_bytes": 1 << 20 }, { "size_bytes": 1 << 20 }]);
+    let wanted = json!({ "name": "b", "boot": boot, "network": "user", "disks": disks, "boot_order": ["disk2"] });
+    let made = make(client, wanted);
+    let ids: Vec<&str> = (0..2).map(|at| made["disks"][at]["id"].as_str().unwrap()).collect();
+    assert_eq!(made["boot_order"], json!([ids[1], ids[0], "cd"]));
+    let patch = |client: &mut Client, change: Value| {
+        let answer = client.call("PATCH", "/api/v1/guests/b", &change);
+        (answer.status, answer.json())
+    };
+    let order = |order: Value| json!({ "boot_order": order });
+    for wrong in [json!(["floppy"]), json!(["disk3"]), json!(["disk0"]), json!(["cd", "cd"]), json!(["abcd2345"])] {
+        let (status, refused) = patch(client, order(wrong));
+        assert_eq!((status, &refused["field"]), (422, &json!("boot_order")), "{refused}");
+    }
+    let (_, changed) = patch(client, order(json!(["network", "cd", ids[0]])));
+    assert_eq!(changed["boot_order"], json!(["network", "cd", ids[0], ids[1]]));
+    // What goes away goes out of the order.
+    let (_, changed) = patch(client, json!({ "network": "none", "remove_disks": [ids[0]] }));
+    assert_eq!(changed["boot_order"], json!(["cd", ids[1]]));
+
+    let start = |client: &mut Client, boot: &str| {
+        let answer = client.call("POST", "/api/v1/guests/b/start", &json!({ "boot": boot }));
+        (answer.status, answer.json())
+    };
+    for wrong in ["floppy", "network", "disk2", ids[0]] {
+        let (status, refused) = start(client, wrong);
+        assert_eq!((status, &refused["field"]), (422, &json!("boot")), "{refused}");
+    }
+    assert_eq!(show(client, "b")["state"], "stopped");
+    let once = |lab: &Lab| lab.engine("b").unwrap().launch.spec.first_boot.clone();
+    assert_eq!(start(client, "disk1").0, 200);
+    let disk = BootFrom::Disk(ids[1].parse().unwrap());
+    assert_eq!(once(&lab), Some(FirstBoot::From(disk.clone())));
+    assert_eq!(lab.engine("b").unwrap().launch.spec.boot_order, [BootFrom::Cd]);
+    act(client, "b", "poweroff");
+    wait_for(client, "b", "stopped");
+
+    // From the page: the menu has what differs from the usual start, and the order can be changed.
+    let page = client.get("/guests/b").text();
+    assert!(page.contains("Start from disk 1") && page.contains("Start with the boot menu"), "{page}");
+    assert!(!page.contains("Start from CD"), "the drive is empty, and it comes first anyway");
+    assert_eq!(client.post("/guests/b/start", &[("boot", "setup")]).status, 303);
+    assert_eq!(once(&lab), Some(FirstBoot::Setup));
+    act(client, "b", "poweroff");
+    wait_for(client, "b", "stopped");
+    let hardware =
+        [("name", "b"), ("cpus", "1"), ("memory", "512M"), ("boot", "disk"), ("firmware", "bios"), ("network", "none")];
+    let first = [("boot_order_0", ids[1]), ("boot_order_1", "cd")];
+    assert_eq!(client.post("/guests/b/hardware", &[&hardware[..], &first[..]].concat()).status, 303);
+    assert_eq!(show(client, "b")["boot_order"], json!([ids[1], "cd"]));
+    let twice = [("boot_order_0", "cd"), ("boot_order_1", "cd")];
+    let refused = client.post("/guests/b/hardware", &[&hardware[..], &twice[..]].concat());
+    assert_eq!((refused.status, refused.text().contains("in the boot order twice")), (422, true));
+    act(client, "b", "start");
+    assert_eq!(once(&lab), None, "the next start is as always");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::{
         memory::Gpa,
         pci::BarKind,
     },
-    spec::{DiskSpec, NetworkBackend, NetworkSpec, tests::sample as sample_spec},
+    spec::{Boot, DiskSpec, NetworkBackend, NetworkSpec, tests::sample as sample_spec},
     types::{Id, MacAddr},
 };
 
@@ -382,4 +382,30 @@ fn the_machine_pc_1_is_what_it_was() {
     let found = describe(&rig(16 << 20));
     let expected = std::fs::read_to_string(golden("pc-1.txt")).unwrap_or_default();
     assert!(found == expected, "tests/golden/pc-1.txt is a promise to guests that exist. Now the machine is:\n{found}");
+}
+
+#[test]
+fn firmware_is_told_the_order_that_the_specification_says() {
+    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false };
+    let disks = vec![disk(DiskBus::Virtio), disk(DiskBus::Ahci), disk(DiskBus::Virtio)];
+    let network = NetworkSpec { mac: MacAddr([0x52, 0x54, 0, 1, 2, 3]), backend: NetworkBackend::Passt };
+    let last = BootFrom::Disk(disks[2].id.clone());
+    let mut spec = GuestSpec { boot: Boot::Bios, disks, network: Some(network), ..sample_spec() };
+    let [first, ahci, third] = [
+        BootDevice::VirtioDisk { slot: slot::DISK },
+        BootDevice::AhciDisk { port: 0 },
+        BootDevice::VirtioDisk { slot: slot::DISK + 1 },
+    ];
+    let cd = BootDevice::AhciCd { port: CD_PORT };
+    assert_eq!(boot_order(&spec), [first, ahci, third, cd], "the network is asked only when it is named");
+    assert_eq!(first_boot(&spec), None);
+    spec.boot_order = vec![BootFrom::Cd, last.clone()];
+    assert_eq!(boot_order(&spec), [cd, third, first, ahci]);
+    spec.first_boot = Some(spec::FirstBoot::From(BootFrom::Network));
+    let pxe = BootDevice::Network { slot: slot::NETWORK };
+    assert_eq!(first_boot(&spec), Some(FirstBoot::From(vec![pxe, cd, third, first, ahci])));
+    spec.first_boot = Some(spec::FirstBoot::From(last));
+    assert_eq!(first_boot(&spec), Some(FirstBoot::From(vec![third, cd, first, ahci])));
+    spec.first_boot = Some(spec::FirstBoot::Setup);
+    assert_eq!(first_boot(&spec), Some(FirstBoot::Menu));
 }

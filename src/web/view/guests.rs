@@ -68,6 +68,8 @@ pub struct GuestLine {
     pub memory: Bytes,
     pub cpu: Option<Gauge>,
     pub actions: Actions,
+    /// Other ways to start it, this once.
+    pub starts: Vec<Choice>,
 }
 
 /// `/guests`. Live: `guest-count`, `guest-rows`.
@@ -111,8 +113,17 @@ pub struct GuestFields {
     pub initrd: String,
     pub cmdline: String,
     pub firmware: String,
+    /// What firmware tries, first to last: the words of devices, "" for none.
+    pub boot_order: Vec<String>,
     pub network: String,
     pub start: bool,
+}
+
+impl GuestFields {
+    /// The device that is tried at this place of the boot order, from 0; "" for none.
+    pub fn tried_at(&self, at: &usize) -> &str {
+        self.boot_order.get(*at).map_or("", String::as_str)
+    }
 }
 
 impl Default for GuestFields {
@@ -133,6 +144,7 @@ impl Default for GuestFields {
             initrd,
             cmdline,
             firmware,
+            boot_order: Vec::new(),
             network,
             start: true,
         }
@@ -186,6 +198,8 @@ pub struct GuestHead {
     pub since: Option<Moment>,
     pub address: Option<String>,
     pub actions: Actions,
+    /// Other ways to start it, this once.
+    pub starts: Vec<Choice>,
 }
 
 impl GuestHead {
@@ -310,6 +324,8 @@ pub struct GuestHardwarePage {
     pub cd: String,
     /// Has firmware that stores variables.
     pub uefi: bool,
+    /// What it can boot from.
+    pub boot_devices: Vec<Choice>,
 }
 
 /// `/guests/{id}/log`: what the engine and the firmware's debug console wrote. Live: `guest-head`, `guest-log`.

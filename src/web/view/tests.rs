@@ -30,6 +30,10 @@ fn all_actions() -> Actions {
     }
 }
 
+fn starts() -> Vec<Choice> {
+    vec![Choice { value: HOSTILE.into(), label: HOSTILE.into() }]
+}
+
 fn gauge() -> Gauge {
     Gauge { label: "CPU", words: HOSTILE.into(), share: Percent::of(1, 3), history: vec![1, 2, 3] }
 }
@@ -47,6 +51,7 @@ fn line(state: State) -> GuestLine {
         memory: Bytes(16 << 20),
         cpu: Some(gauge()),
         actions: all_actions(),
+        starts: starts(),
     }
 }
 
@@ -60,6 +65,7 @@ fn head(state: State) -> GuestHead {
         since: Some(then()),
         address: Some(HOSTILE.into()),
         actions: all_actions(),
+        starts: starts(),
     }
 }
 

@@ -1,0 +1,29 @@
+#!/bin/bash
+# The Debian disk by UEFI: on virtio-blk without Secure Boot, on AHCI with it, by the chain that Microsoft and Debian signed.
+# limit: 1200
+# lab: --ovmf
+. "$(dirname "$0")/../lib.sh"
+
+# no_complaint NAME: neither tables nor drivers are complained about.
+no_complaint() { run_in "$1" 30 'dmesg | grep -i -E "ACPI (BIOS )?(Error|Warning)|BUG:|Call Trace|firmware bug" && false || true'; }
+
+guest debian-uefi --cpus 2 --memory 1G --network none --firmware uefi --disk "$MATERIAL/debian12-esp.raw"
+log_in debian-uefi 1
+run_in debian-uefi 30 'test -d /sys/firmware/efi/efivars && efibootmgr -v'
+run_in debian-uefi 30 'mokutil --sb-state | grep -i "disabled"'
+no_complaint debian-uefi
+# A variable that the system writes is there after a reset.
+run_in debian-uefi 30 'efibootmgr -q -c -d /dev/vda -p 1 -L "Debian by hand" -l "\\\\EFI\\\\BOOT\\\\grubx64.efi"'
+ik guest reset debian-uefi
+log_in debian-uefi 2
+run_in debian-uefi 30 'efibootmgr | grep "Debian by hand"'
+type_serial debian-uefi 'poweroff\r'
+ends debian-uefi 180
+
+guest debian-secure --cpus 2 --memory 1G --network none --firmware uefi-secure --disk-bus ahci --disk "$MATERIAL/debian12-esp.raw"
+log_in debian-secure 1
+run_in debian-secure 30 'mokutil --sb-state | grep -i "SecureBoot enabled"'
+run_in debian-secure 30 'dmesg | grep -i "secure boot enabled\|Kernel is locked down"'
+no_complaint debian-secure
+ik guest shutdown debian-secure
+ends debian-secure 180
