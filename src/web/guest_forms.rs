@@ -3,7 +3,7 @@
 use super::{
     State,
     form::Form,
-    guests::from_words,
+    guest_words::from_words,
     view::{Choice, FieldErrors, GuestChoices, GuestFields},
 };
 use crate::{

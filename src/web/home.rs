@@ -5,7 +5,7 @@ use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
 use super::{
     State, assets, guard,
     guard::{Caller, Viewer},
-    guests, host,
+    guest_words, host,
     page::{html, see_other},
     tasks,
     view::{AboutPage, Chrome, EventLine, HomePage, Level, Moment, Tab},
@@ -36,7 +36,7 @@ pub async fn home_page(state: &State, who: &Caller, chrome: Chrome) -> Result<Ho
         chrome,
         needs: host::needs(state).await,
         gauges: host::gauges(state),
-        guests: guests.iter().map(|guest| guests::line(guest, who)).collect(),
+        guests: guests.iter().map(|guest| guest_words::line(guest, who)).collect(),
         tasks: state.tasks.list().await?.into_iter().take(TASKS_SHOWN).map(|row| tasks::line(row, who)).collect(),
         events: events.into_iter().map(|row| (path(&row), row)).map(|(path, row)| event_line(row, path, now)).collect(),
     })

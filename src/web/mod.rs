@@ -8,6 +8,7 @@ pub mod form;
 pub mod guard;
 pub mod guest_api;
 pub mod guest_forms;
+pub mod guest_words;
 pub mod guests;
 pub mod home;
 pub mod host;

@@ -1,0 +1,193 @@
+//! What pages say of a guest: from the service's facts to words, buttons and lines.
+
+use super::{
+    State,
+    guard::Caller,
+    view::{self, GuestTab},
+};
+use crate::{
+    api::Firmware,
+    guests::{
+        Guest,
+        lifecycle::{Event, State as GuestState},
+    },
+    spec::BootFrom,
+    store::{guests::BootKind, users::Role},
+    types::{now_ms, show_size},
+};
+
+pub fn state_of(state: GuestState) -> view::State {
+    match state {
+        GuestState::Stopped => view::State::Stopped,
+        GuestState::Starting => view::State::Starting,
+        GuestState::Running => view::State::Running,
+        GuestState::Paused => view::State::Paused,
+        GuestState::Stopping => view::State::Stopping,
+        GuestState::Failed => view::State::Failed,
+    }
+}
+
+fn actions_of(guest: &Guest, caller: &Caller) -> view::Actions {
+    if caller.role < Role::Operator {
+        return view::Actions::default();
+    }
+    let state = guest.status.state;
+    let whole = guest.task.is_none();
+    let rests = !state.is_live() && whole;
+    view::Actions {
+        start: state.allows(Event::Start) && whole,
+        shutdown: state.allows(Event::Shutdown),
+        power_off: state.allows(Event::Kill),
+        reset: state.allows(Event::Reset),
+        pause: state.allows(Event::Pause),
+        resume: state.allows(Event::Resume),
+        edit: rests,
+        cd: whole && (rests || guest.status.client.is_some()),
+        delete: rests,
+        console_input: true,
+    }
+}
+
+fn reason_of(guest: &Guest) -> Option<String> {
+    let preparing = guest.task.as_ref().map(|_| "Its disks are being prepared.".to_owned());
+    guest.status.words().or(preparing)
+}
+
+fn since_of(guest: &Guest) -> Option<view::Moment> {
+    let lives = guest.status.started_ms.filter(|_| guest.status.state == GuestState::Running);
+    lives.or(guest.status.since_ms).map(|at_ms| view::Moment::new(at_ms, now_ms()))
+}
+
+/// One guest in a list, as this caller sees it.
+pub fn line(guest: &Guest, caller: &Caller) -> view::GuestLine {
+    view::GuestLine {
+        id: guest.row.id.to_string(),
+        name: guest.row.name.to_string(),
+        note: guest.row.note.clone(),
+        state: state_of(guest.status.state),
+        reason: reason_of(guest),
+        since: since_of(guest),
+        address: guest.status.addresses.first().cloned(),
+        cpus: guest.row.cpus,
+        memory: view::Bytes(guest.row.memory_bytes),
+        cpu: None,
+        actions: actions_of(guest, caller),
+        starts: starts_of(guest, caller),
+    }
+}
+
+/// Other ways to start it, this once: from a device, or into the firmware.
+fn starts_of(guest: &Guest, caller: &Caller) -> Vec<view::Choice> {
+    if !actions_of(guest, caller).start {
+        return Vec::new();
+    }
+    let order = guest.boot_order();
+    let Some(usual) = order.first() else { return Vec::new() };
+    let has = |from: &BootFrom| *from != BootFrom::Cd || guest.cd.is_some();
+    let device = |from: &BootFrom| view::Choice {
+        value: from.to_string(),
+        label: format!("Start from {}", from_words(guest, from)),
+    };
+    let mut starts: Vec<_> = order.iter().filter(|from| *from != usual && has(from)).map(device).collect();
+    let menu = if guest.row.boot.is_uefi() { "Start into the firmware" } else { "Start with the boot menu" };
+    starts.push(view::Choice { value: "setup".to_owned(), label: menu.to_owned() });
+    starts
+}
+
+/// "disk 1", "CD", "network".
+pub fn from_words(guest: &Guest, from: &BootFrom) -> String {
+    match from {
+        BootFrom::Cd => "CD".to_owned(),
+        BootFrom::Network => "network".to_owned(),
+        BootFrom::Disk(id) => {
+            let place = guest.disks.iter().position(|disk| disk.id == *id).map_or(0, |index| index + 1);
+            format!("disk {place}")
+        }
+    }
+}
+
+pub fn head(guest: &Guest, caller: &Caller, tab: GuestTab) -> view::GuestHead {
+    view::GuestHead {
+        id: guest.row.id.to_string(),
+        name: guest.row.name.to_string(),
+        tab,
+        state: state_of(guest.status.state),
+        reason: reason_of(guest),
+        since: since_of(guest),
+        address: guest.status.addresses.first().cloned(),
+        actions: actions_of(guest, caller),
+        starts: starts_of(guest, caller),
+    }
+}
+
+pub fn disk_lines(state: &State, guest: &Guest) -> Vec<view::DiskLine> {
+    let line = |(number, disk): (usize, &crate::store::guests::DiskRow)| view::DiskLine {
+        id: disk.id.to_string(),
+        label: format!("disk {}", number + 1),
+        size: view::Bytes(disk.size_bytes),
+        used: state.guests.disk_used_bytes(&disk.id).map(view::Bytes),
+        bus: disk.bus.as_str().to_owned(),
+        note: if disk.ready { String::new() } else { "being copied".to_owned() },
+    };
+    guest.disks.iter().enumerate().map(line).collect()
+}
+
+fn boot_words(guest: &Guest) -> String {
+    match guest.row.boot {
+        BootKind::Bios => Firmware::Bios.words().to_owned(),
+        BootKind::Uefi => Firmware::Uefi.words().to_owned(),
+        BootKind::UefiSecure => Firmware::UefiSecure.words().to_owned(),
+        BootKind::Test => "Test guest".to_owned(),
+        BootKind::Kernel => {
+            format!("kernel {}", guest.kernel.as_ref().map_or("", |image| image.name.as_str()))
+        }
+    }
+}
+
+/// "2 vCPUs, 4 GiB, BIOS, one disk of 32 GiB, network nat."
+pub fn words(guest: &Guest) -> String {
+    let disks = match guest.disks.as_slice() {
+        [] => "no disk".to_owned(),
+        [one] => format!("one disk of {}", show_size(one.size_bytes)),
+        many => format!("{} disks of {}", many.len(), show_size(many.iter().map(|disk| disk.size_bytes).sum())),
+    };
+    let cpus = view::count(usize::try_from(guest.row.cpus).unwrap_or(0), "vCPU", "vCPUs");
+    let (memory, boot, network) = (show_size(guest.row.memory_bytes), boot_words(guest), &guest.row.network);
+    format!("{cpus}, {memory}, {boot}, {disks}, network {network}.")
+}
+
+pub fn facts(guest: &Guest) -> Vec<view::Fact> {
+    let fact = |label, value: String, copy| view::Fact { label, value, copy };
+    let row = &guest.row;
+    let mut facts = vec![
+        fact("vCPUs", row.cpus.to_string(), false),
+        fact("Memory", show_size(row.memory_bytes), false),
+        fact("Starts from", boot_words(guest), false),
+    ];
+    let order: Vec<_> = guest.boot_order().iter().map(|from| from_words(guest, from)).collect();
+    if order.len() > 1 {
+        facts.push(fact("Boot order", order.join(", "), false));
+    }
+    facts.extend(guest.initrd.as_ref().map(|image| fact("Initrd", image.name.clone(), false)));
+    if !row.cmdline.is_empty() {
+        facts.push(fact("Command line", row.cmdline.clone(), true));
+    }
+    facts.push(fact("Network", row.network.to_string(), false));
+    facts.push(fact("Hardware address", row.mac.to_string(), true));
+    facts.extend(guest.status.addresses.iter().map(|address| fact("Address", address.clone(), true)));
+    facts.push(fact("Machine", row.machine.clone(), false));
+    facts.push(fact("Id", row.id.to_string(), true));
+    if let Some(engine) = &guest.status.engine {
+        facts.push(fact("Engine", format!("{} (process {})", engine.version, engine.pid), false));
+    }
+    facts
+}
+
+/// Whose disks are read off the file system; a page is worth a few `stat`s.
+pub fn cd_words(guest: &Guest) -> Option<String> {
+    let name = guest.cd.as_ref().map(|image| image.name.clone());
+    match guest.status.cd_present {
+        Some(false) => name.map(|name| format!("{name} (ejected by the guest)")),
+        Some(true) | None => name,
+    }
+}
