@@ -86,10 +86,11 @@ pub enum Desired {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Boot {
-    /// Firmware, which tries the disks in order and then the CD.
+    /// Firmware, which goes by the boot order.
     Disk {
-        #[serde(default)]
-        firmware: Firmware,
+        /// Left out: what the guest has; for a new one UEFI where the host has it, BIOS elsewhere.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        firmware: Option<Firmware>,
     },
     /// A Linux kernel without firmware. Images are named by id or name.
     Kernel {
@@ -106,10 +107,9 @@ pub enum Boot {
     },
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Firmware {
-    #[default]
     Bios,
     Uefi,
     /// UEFI with Secure Boot.
@@ -117,7 +117,7 @@ pub enum Firmware {
 }
 
 impl Firmware {
-    pub const ALL: [Firmware; 3] = [Firmware::Bios, Firmware::Uefi, Firmware::UefiSecure];
+    pub const ALL: [Firmware; 3] = [Firmware::Uefi, Firmware::UefiSecure, Firmware::Bios];
 
     /// The word in JSON and forms.
     pub fn as_str(self) -> &'static str {
@@ -263,6 +263,6 @@ mod tests {
         assert!(serde_json::from_str::<CreateGuest>(r#"{"name":"web01","cpu":2}"#).is_err());
         assert!(serde_json::from_str::<CreateGuest>(r#"{"name":"web01","cpus":-2}"#).is_err());
         let boot: Boot = serde_json::from_str(r#"{"kind":"disk"}"#).unwrap();
-        assert_eq!(boot, Boot::Disk { firmware: Firmware::Bios });
+        assert_eq!(boot, Boot::Disk { firmware: None });
     }
 }

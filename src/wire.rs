@@ -82,6 +82,8 @@ pub enum HostRequest {
     OpenFile(Place),
     /// What is known of networks. Answer: `NetworkStatus`.
     NetworkStatus,
+    /// Which firmware is there. Answer: `FirmwareStatus`.
+    FirmwareStatus,
     /// What this host can do, seen with `hostd`'s rights. Answer: `Findings`.
     Doctor,
 }
@@ -99,6 +101,7 @@ pub enum HostAnswer {
     Engines(Vec<LiveEngine>),
     File { size_bytes: u64 },
     NetworkStatus(NetworkStatus),
+    FirmwareStatus { uefi: bool },
     Findings(Vec<Finding>),
 }
 

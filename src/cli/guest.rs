@@ -149,7 +149,7 @@ pub struct CreateArgs {
     /// The kernel's (or the test guest's) command line.
     #[arg(long, value_name = "TEXT")]
     cmdline: Option<String>,
-    /// The firmware that boots from disk or CD; left out: bios.
+    /// The firmware that boots from disk or CD; left out: uefi where the package ovmf is installed, bios elsewhere.
     #[arg(long, value_enum)]
     firmware: Option<FirmwareArg>,
     /// What firmware tries first, between commas: cd, network, disk1. What is left out follows: the disks, then the CD.
@@ -304,7 +304,7 @@ fn describe(guest: &Guest) -> String {
     lines.push(("cpus", guest.cpus.to_string()));
     lines.push(("memory", show_size(guest.memory_bytes)));
     match &guest.boot {
-        Boot::Disk { firmware } => lines.push(("boot", firmware.words().into())),
+        Boot::Disk { firmware } => lines.push(("boot", firmware.map_or("firmware", Firmware::words).into())),
         Boot::Test { cmdline } => lines.push(("boot", format!("test guest {cmdline}").trim_end().to_owned())),
         Boot::Kernel { kernel, initrd, cmdline } => {
             lines.push(("kernel", kernel.clone()));
@@ -397,12 +397,12 @@ fn settle(client: &Client, mut guest: Guest) -> Outcome<Guest> {
     Ok(guest)
 }
 
-fn firmware(arg: Option<FirmwareArg>) -> Firmware {
-    match arg {
-        Some(FirmwareArg::Uefi) => Firmware::Uefi,
-        Some(FirmwareArg::UefiSecure) => Firmware::UefiSecure,
-        Some(FirmwareArg::Bios) | None => Firmware::Bios,
-    }
+fn firmware(arg: Option<FirmwareArg>) -> Option<Firmware> {
+    arg.map(|arg| match arg {
+        FirmwareArg::Bios => Firmware::Bios,
+        FirmwareArg::Uefi => Firmware::Uefi,
+        FirmwareArg::UefiSecure => Firmware::UefiSecure,
+    })
 }
 
 fn set(client: &Client, place: &PlaceArgs, args: SetArgs) -> Outcome {
@@ -562,8 +562,8 @@ mod tests {
         assert_eq!(case("--cmdline debug", &kernel).unwrap(), with(Some("i"), "k", "debug"));
         assert_eq!(case("--kernel n", &kernel).unwrap(), with(Some("i"), "id-n", "quiet"));
         assert_eq!(case("--initrd=", &kernel).unwrap(), with(None, "k", "quiet"));
-        let bios = Boot::Disk { firmware: Firmware::Bios };
-        assert_eq!(case("--firmware uefi", &kernel).unwrap(), Some(Boot::Disk { firmware: Firmware::Uefi }));
+        let bios = Boot::Disk { firmware: Some(Firmware::Bios) };
+        assert_eq!(case("--firmware uefi", &kernel).unwrap(), Some(Boot::Disk { firmware: Some(Firmware::Uefi) }));
         assert!(case("--cmdline x", &bios).is_err());
         let test = Boot::Test { cmdline: String::new() };
         let flood = Boot::Test { cmdline: "flood".into() };

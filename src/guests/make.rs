@@ -65,14 +65,15 @@ impl Guests {
             failure: None,
             created_ms: now_ms(),
         };
-        let boot = wanted.boot.unwrap_or(Boot::Disk { firmware: Firmware::Bios });
+        let boot = wanted.boot.unwrap_or(Boot::Disk { firmware: None });
+        let usual = self.usual_firmware().await;
         let (cdrom, new_disks, boot_order) = (wanted.cdrom, wanted.disks, wanted.boot_order);
         let (row, plans) = self
             .0
             .around
             .store
             .reading(move |tx| {
-                apply_boot(tx, &mut row, boot)?;
+                apply_boot(tx, &mut row, boot, usual)?;
                 row.cd_image_id = medium(tx, cdrom.as_deref())?;
                 let plans = plan(tx, (&row.id, row.created_ms), 0, &new_disks)?;
                 let disks: Vec<DiskRow> = plans.iter().map(|plan| plan.row.clone()).collect();
@@ -106,7 +107,8 @@ impl Guests {
         self.must_rest(id, "changed")?;
         let guest = id.clone();
         let removed = wanted.remove_disks.clone();
-        let (row, plans) = self.0.around.store.reading(move |tx| changed(tx, &guest, wanted)).await?;
+        let usual = self.usual_firmware().await;
+        let (row, plans) = self.0.around.store.reading(move |tx| changed(tx, &guest, wanted, usual)).await?;
         let warnings = disks::memory_warning(row.memory_bytes).into_iter().collect();
         let (name, who_text, gone) = (row.name.clone(), who.to_owned(), removed.clone());
         let copies = self
@@ -206,6 +208,14 @@ impl Guests {
             ));
         }
         Ok(())
+    }
+
+    /// UEFI where the host has it.
+    async fn usual_firmware(&self) -> BootKind {
+        match self.0.around.host.call(HostRequest::FirmwareStatus).await {
+            Ok((HostAnswer::FirmwareStatus { uefi: true }, _)) => BootKind::Uefi,
+            Ok(_) | Err(_) => BootKind::Bios,
+        }
     }
 
     async fn usual_network(&self) -> NetworkMode {
@@ -354,7 +364,7 @@ impl Job {
 }
 
 /// The row and the new disks that a change results in.
-fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest) -> Result<(GuestRow, Vec<Plan>)> {
+fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest, usual: BootKind) -> Result<(GuestRow, Vec<Plan>)> {
     let ChangeGuest { name, cpus, memory_bytes, boot, boot_order, cdrom, network, add_disks, remove_disks } = wanted;
     let mut row = rows::by_id(tx, id)?.ok_or_else(|| Error::not_found("There is no such guest."))?;
     if let Some(name) = name {
@@ -363,7 +373,8 @@ fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest) -> Result<(GuestRow, Vec<Plan>
     row.cpus = cpus.unwrap_or(row.cpus);
     row.memory_bytes = memory_bytes.unwrap_or(row.memory_bytes);
     if let Some(boot) = boot {
-        apply_boot(tx, &mut row, boot)?;
+        let usual = if row.boot.is_firmware() { row.boot } else { usual };
+        apply_boot(tx, &mut row, boot, usual)?;
     }
     if let Some(cdrom) = cdrom {
         row.cd_image_id = medium(tx, Some(&cdrom))?;
@@ -424,14 +435,16 @@ fn medium(tx: &Tx, image: Option<&str>) -> Result<Option<Id>> {
     }
 }
 
-fn apply_boot(tx: &Tx, row: &mut GuestRow, boot: Boot) -> Result<()> {
+/// `usual` is the firmware where none is named.
+fn apply_boot(tx: &Tx, row: &mut GuestRow, boot: Boot, usual: BootKind) -> Result<()> {
     (row.kernel_image_id, row.initrd_image_id) = (None, None);
     match boot {
         Boot::Disk { firmware } => {
             row.boot = match firmware {
-                Firmware::Bios => BootKind::Bios,
-                Firmware::Uefi => BootKind::Uefi,
-                Firmware::UefiSecure => BootKind::UefiSecure,
+                None => usual,
+                Some(Firmware::Bios) => BootKind::Bios,
+                Some(Firmware::Uefi) => BootKind::Uefi,
+                Some(Firmware::UefiSecure) => BootKind::UefiSecure,
             };
             row.cmdline = String::new();
         }

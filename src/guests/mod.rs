@@ -34,7 +34,7 @@ use crate::{
     spec::BootFrom,
     store::{
         Store, Tx, blocking,
-        guests::{self as rows, BootKind, DiskRow, GuestRow},
+        guests::{self as rows, DiskRow, GuestRow},
         images,
     },
     tasks::Tasks,
@@ -103,12 +103,10 @@ pub struct Parts {
 impl Guest {
     /// Everything that its firmware tries, first to last; empty without firmware.
     pub fn boot_order(&self) -> Vec<BootFrom> {
-        match self.row.boot {
-            BootKind::Kernel | BootKind::Test => Vec::new(),
-            BootKind::Bios | BootKind::Uefi | BootKind::UefiSecure => {
-                launch::spec_of(&self.row, &self.disks).full_boot_order()
-            }
+        if !self.row.boot.is_firmware() {
+            return Vec::new();
         }
+        launch::spec_of(&self.row, &self.disks).full_boot_order()
     }
 }
 

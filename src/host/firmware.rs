@@ -68,6 +68,11 @@ impl Firmware {
     }
 }
 
+/// Whether guests can start by UEFI, with Secure Boot or without.
+pub fn uefi_is_there() -> bool {
+    [Firmware::Uefi, Firmware::Variables, Firmware::SecureVariables].into_iter().all(|file| file.path().is_file())
+}
+
 fn open(path: &Path, package: &str) -> Result<OwnedFd> {
     let refuse = |why: String| {
         let remedy = format!("Install its package: apt install {package}");

@@ -38,6 +38,7 @@ fn carry_out(hostd: &mut Hostd, request: HostRequest) -> Result<(HostAnswer, Opt
             (HostAnswer::File { size_bytes }, Some(file.into()))
         }
         HostRequest::NetworkStatus => (HostAnswer::NetworkStatus(hostd.networks.status()), None),
+        HostRequest::FirmwareStatus => (HostAnswer::FirmwareStatus { uefi: host::firmware::uefi_is_there() }, None),
         HostRequest::Doctor => (HostAnswer::Findings(host::doctor::doctor(&hostd.config.state)), None),
     })
 }

@@ -77,6 +77,10 @@ pub struct DiskRow {
 impl BootKind {
     const ALL: [BootKind; 5] = [BootKind::Bios, BootKind::Uefi, BootKind::UefiSecure, BootKind::Kernel, BootKind::Test];
 
+    pub fn is_firmware(self) -> bool {
+        self == BootKind::Bios || self.is_uefi()
+    }
+
     pub fn is_uefi(self) -> bool {
         matches!(self, BootKind::Uefi | BootKind::UefiSecure)
     }

@@ -43,9 +43,9 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
     let Guest { row, disks, kernel, initrd, cd, status, task } = guest;
     let cmdline = row.cmdline.clone();
     let boot = match row.boot {
-        BootKind::Bios => api::Boot::Disk { firmware: api::Firmware::Bios },
-        BootKind::Uefi => api::Boot::Disk { firmware: api::Firmware::Uefi },
-        BootKind::UefiSecure => api::Boot::Disk { firmware: api::Firmware::UefiSecure },
+        BootKind::Bios => api::Boot::Disk { firmware: Some(api::Firmware::Bios) },
+        BootKind::Uefi => api::Boot::Disk { firmware: Some(api::Firmware::Uefi) },
+        BootKind::UefiSecure => api::Boot::Disk { firmware: Some(api::Firmware::UefiSecure) },
         BootKind::Test => api::Boot::Test { cmdline },
         BootKind::Kernel => api::Boot::Kernel {
             kernel: kernel.as_ref().map(|image| image.name.clone()).unwrap_or_default(),

@@ -75,11 +75,12 @@ pub fn fields_of_guest(guest: &Guest) -> GuestFields {
         initrd: id(&guest.initrd),
         cmdline: row.cmdline.clone(),
         firmware: match row.boot {
-            BootKind::Uefi => Firmware::Uefi,
-            BootKind::UefiSecure => Firmware::UefiSecure,
-            BootKind::Bios | BootKind::Kernel | BootKind::Test => Firmware::Bios,
+            BootKind::Uefi => Firmware::Uefi.as_str(),
+            BootKind::UefiSecure => Firmware::UefiSecure.as_str(),
+            BootKind::Bios => Firmware::Bios.as_str(),
+            // The select shows what is usual.
+            BootKind::Kernel | BootKind::Test => "",
         }
-        .as_str()
         .to_owned(),
         boot_order: guest.boot_order().iter().map(ToString::to_string).collect(),
         network: row.network.to_string(),
@@ -172,13 +173,13 @@ fn memory(fields: &GuestFields, errors: &mut FieldErrors) -> Option<u64> {
 fn boot(fields: &GuestFields, errors: &mut FieldErrors) -> Option<Boot> {
     let cmdline = fields.cmdline.trim().to_owned();
     match (fields.boot.as_str(), fields.firmware.as_str()) {
-        ("disk", "") => Some(Boot::Disk { firmware: Firmware::default() }),
+        ("disk", "") => Some(Boot::Disk { firmware: None }),
         ("disk", word) => {
             let firmware = Firmware::ALL.into_iter().find(|firmware| firmware.as_str() == word);
             if firmware.is_none() {
                 errors.add("firmware", "The firmware is BIOS, UEFI, or UEFI with Secure Boot.");
             }
-            firmware.map(|firmware| Boot::Disk { firmware })
+            Some(Boot::Disk { firmware })
         }
         ("kernel", _) => {
             let initrd = Some(fields.initrd.clone()).filter(|image| !image.is_empty());
@@ -270,9 +271,30 @@ pub async fn choices(state: &State) -> Result<GuestChoices> {
         disks: of(&[ImageKind::Disk, ImageKind::Other]),
         boot_files: of(&[ImageKind::Kernel, ImageKind::Initrd, ImageKind::Other]),
         networks: network_choices(&network),
-        firmwares: Firmware::ALL.map(|firmware| choice(firmware.as_str(), firmware.words())).to_vec(),
+        firmwares: firmware_choices(state).await,
         host_words: host_words(),
     })
+}
+
+/// The usual one first.
+async fn firmware_choices(state: &State) -> Vec<Choice> {
+    let uefi = matches!(
+        state.host.call(HostRequest::FirmwareStatus).await,
+        Ok((HostAnswer::FirmwareStatus { uefi: true }, _))
+    );
+    let mut choices = Firmware::ALL.map(|firmware| choice(firmware.as_str(), firmware.words())).to_vec();
+    if !uefi {
+        choices.rotate_right(1);
+        for without in choices.iter_mut().skip(1) {
+            without.label.push_str(" (its package, ovmf, is not installed)");
+        }
+    }
+    choices
+}
+
+/// The firmware that the form offers first.
+pub fn usual_firmware(choices: &GuestChoices) -> String {
+    choices.firmwares.first().map(|choice| choice.value.clone()).unwrap_or_default()
 }
 
 /// The network that the form offers first.

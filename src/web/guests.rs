@@ -199,7 +199,11 @@ async fn list(who: Viewer, state: Data<State>, filter: Query<Filter>) -> Result<
 
 async fn new(who: Operator, state: Data<State>) -> Result<HttpResponse> {
     let choices = forms::choices(&state).await?;
-    let fields = GuestFields { network: forms::usual_network(&choices), ..GuestFields::default() };
+    let fields = GuestFields {
+        network: forms::usual_network(&choices),
+        firmware: forms::usual_firmware(&choices),
+        ..GuestFields::default()
+    };
     let chrome = state.chrome(&who, Tab::Guests);
     html(StatusCode::OK, &view::GuestNewPage { chrome, fields, errors: FieldErrors::default(), choices })
 }

@@ -211,6 +211,11 @@ fn the_firmware_of_a_uefi_guest_is_reset_once_it_has_stopped() {
     assert!(client.get("/guests/u").text().contains("Reset firmware"), "it is in the history");
     assert_eq!(act(client, "t", "reset-firmware").0, 409);
     assert!(!client.get("/guests/t/hardware").text().contains("reset-firmware"));
+    // A new guest has UEFI where the host has it; one that has firmware keeps it.
+    let made = make(client, json!({ "name": "new", "network": "none" }));
+    assert_eq!(made["boot"], json!({ "kind": "disk", "firmware": "uefi" }));
+    let same = client.call("PATCH", "/api/v1/guests/u", &json!({ "boot": { "kind": "disk" } }));
+    assert_eq!(same.json()["boot"], boot);
     let wrong = json!({ "name": "w", "boot": { "kind": "disk", "firmware": "coreboot" } });
     assert_eq!(client.call("POST", "/api/v1/guests", &wrong).status, 422);
 }

@@ -175,6 +175,7 @@ pub fn usual_host(request: &HostRequest, state: &Path) -> HostAnswered {
         HostRequest::OpenFile(Place::Disk(id)) => open(state.join(format!("disks/{id}.raw"))),
         HostRequest::OpenFile(Place::Host(path)) => open(path.clone()),
         HostRequest::NetworkStatus => Ok((HostAnswer::NetworkStatus(NetworkStatus::default()), vec![])),
+        HostRequest::FirmwareStatus => Ok((HostAnswer::FirmwareStatus { uefi: true }, vec![])),
         HostRequest::Doctor => Ok((
             HostAnswer::Findings(vec![Finding {
                 id: "kvm".into(),

@@ -128,9 +128,9 @@ impl GuestFields {
 
 impl Default for GuestFields {
     fn default() -> GuestFields {
-        let [name, disk_image, cdrom, kernel, initrd, cmdline] = [""; 6].map(str::to_owned);
+        let [name, disk_image, cdrom, kernel, initrd, cmdline, firmware] = [""; 7].map(str::to_owned);
         let [cpus, memory, boot, disk_size] = ["2", "2G", "disk", "16G"].map(str::to_owned);
-        let [disk_bus, firmware, network] = ["virtio", "bios", "nat"].map(str::to_owned);
+        let [disk_bus, network] = ["virtio", "nat"].map(str::to_owned);
         GuestFields {
             name,
             cpus,

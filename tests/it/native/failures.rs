@@ -150,7 +150,7 @@ fn without_firmware_its_package_is_named_and_other_guests_run() {
     assert_eq!((finding["verdict"].as_str(), code), (Some("missing"), 0), "{finding}");
     assert!(finding["remedy"].as_str().unwrap().contains("seabios"), "{finding}");
     world.start();
-    world.well("guest create d --disk 1M --memory 32M --network none");
+    world.well("guest create d --firmware bios --disk 1M --memory 32M --network none");
     cannot_start(&world, "d", &["bios-256k.bin", "apt install seabios"]);
     world.test_guest("t", "");
     // Mended, the same guest starts.

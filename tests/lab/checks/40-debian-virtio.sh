@@ -11,7 +11,7 @@ python3 -m http.server --directory "$folder" 8099 >/dev/null 2>&1 &
 web=$!
 trap 'remove_guests; kill $web' EXIT
 
-guest debian --cpus 2 --memory 1G --network nat --disk "$MATERIAL/debian12-esp.raw"
+guest debian --firmware bios --cpus 2 --memory 1G --network nat --disk "$MATERIAL/debian12-esp.raw"
 await_serial debian 'GRUB' 60
 log_in debian 1
 await_screen debian 'guest login:' 60

@@ -3,5 +3,5 @@
 # limit: 120
 . "$(dirname "$0")/../lib.sh"
 
-guest ipxe --memory 256M --network nat --cdrom "$MATERIAL/ipxe.iso"
+guest ipxe --firmware bios --memory 256M --network nat --cdrom "$MATERIAL/ipxe.iso"
 await_screen ipxe 'iPXE 1\.' 60

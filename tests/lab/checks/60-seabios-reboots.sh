@@ -3,7 +3,7 @@
 # limit: 1200
 . "$(dirname "$0")/../lib.sh"
 
-guest seabios --memory 64M --network none
+guest seabios --firmware bios --memory 64M --network none
 for time in $(seq 20); do
   await_screen seabios 'No bootable device' 90
   [ "$time" = 20 ] || ik guest reset seabios
