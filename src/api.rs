@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     spec::DiskBus,
     types::{Id, MacAddr, Name},
+    wire::AgentFacts,
 };
 
 /// One guest, as `GET /api/v1/guests` and `/api/v1/guests/{id}` answer.
@@ -32,6 +33,9 @@ pub struct Guest {
     pub network: Network,
     /// The guest's own addresses, as its packets show them.
     pub addresses: Vec<String>,
+    /// What qemu-guest-agent in the running guest says; nothing without one.
+    #[serde(default)]
+    pub agent: Option<AgentFacts>,
     /// When the running engine was started.
     pub started_ms: Option<i64>,
     /// The running engine.

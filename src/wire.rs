@@ -262,6 +262,20 @@ pub struct Hello {
     /// The guest's kernel has said that it crashed, and was not reset since.
     #[serde(default)]
     pub crashed: bool,
+    /// What the guest's agent says, while there is one.
+    #[serde(default)]
+    pub agent: Option<AgentFacts>,
+}
+
+/// What qemu-guest-agent in the guest says of it: short, printable, and no more to be believed than the guest. What it did not answer is
+/// empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentFacts {
+    /// Of the agent.
+    pub version: String,
+    pub host_name: String,
+    /// "Debian GNU/Linux 12 (bookworm)".
+    pub system: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -282,6 +296,8 @@ pub enum EngineMessage {
     CdChanged {
         present: bool,
     },
+    /// What the guest's agent says; nothing when it has gone.
+    Agent(Option<AgentFacts>),
     /// The guest's kernel says that it has crashed.
     Crashed,
     /// The guest was reset, by itself or by request.

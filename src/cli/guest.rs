@@ -323,6 +323,11 @@ fn describe(guest: &Guest) -> String {
     lines.push(("cdrom", guest.cdrom.as_ref().map_or_else(|| "empty".into(), |image| image.name.clone())));
     lines.push(("network", format!("{}  {}", guest.network.mode, guest.network.mac)));
     lines.extend(guest.addresses.iter().map(|address| ("address", address.clone())));
+    if let Some(agent) = &guest.agent {
+        lines.push(("system", agent.system.clone()));
+        lines.push(("host", agent.host_name.clone()));
+        lines.push(("agent", agent.version.clone()));
+    }
     lines.extend(guest.warnings.iter().map(|warning| ("warning", warning.clone())));
     lines
         .iter()

@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     addresses::{AddressSink, AddressWatch},
+    agent::{self, Agent, AgentSink},
     ahci::{Ahci, AhciDisk, AhciIo, CdTray},
     bus::{Bus, SharedDevice},
     chipset::{HostBridge, IsaPins, Piix3, Piix4Pm, PirqRouter},
@@ -42,6 +43,7 @@ use super::{
     virtio::{
         VirtioDevice,
         block::Block,
+        console::Console,
         input::{Tablet, TabletInput},
         net::Net,
         pci::VirtioPci,
@@ -85,6 +87,7 @@ pub struct Listeners {
     pub addresses: AddressSink,
     /// The guest's kernel has crashed.
     pub panic: Arc<dyn Fn(Panic) + Send + Sync>,
+    pub agent: AgentSink,
 }
 
 /// Everything on the buses.
@@ -100,6 +103,7 @@ pub struct Devices {
     pub screen: Arc<Screen>,
     pub tray: CdTray,
     pub tablet: TabletInput,
+    pub agent: Agent,
     cmos: Cmos,
     fw_cfg: Arc<Mutex<FwCfg>>,
     system_control: Arc<Mutex<SystemControl>>,
@@ -167,6 +171,8 @@ impl Devices {
         let tablet = Tablet::new()?;
         let tablet_input = tablet.input();
         functions.add_virtio(slot::TABLET, tablet)?;
+        let (agent, output) = agent::make(Arc::clone(&listeners.agent))?;
+        functions.add_virtio(slot::CONSOLE, Console::new(agent.clone(), output)?)?;
         let workers = functions.workers;
 
         let hub = ConsoleHub::new(SCROLLBACK_BYTES);
@@ -190,6 +196,7 @@ impl Devices {
             }))),
             pci: Arc::new(Mutex::new(root)),
             tablet: tablet_input,
+            agent,
             pio,
             mmio,
             hub,

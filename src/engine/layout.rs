@@ -64,6 +64,7 @@ pub mod slot {
     pub const NETWORK: u8 = 4;
     pub const RNG: u8 = 5;
     pub const TABLET: u8 = 6;
+    pub const CONSOLE: u8 = 7;
     /// The first virtio disk; the others follow.
     pub const DISK: u8 = 8;
 }

@@ -2,6 +2,7 @@
 
 pub mod acpi;
 pub mod addresses;
+pub mod agent;
 pub mod ahci;
 pub mod boot;
 pub mod bus;

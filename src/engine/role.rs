@@ -151,10 +151,12 @@ fn guest(start: &EngineStart, hands: Hands) -> io::Result<EngineEnd> {
     let (orders, inbox) = control::orders();
     on_terminate(orders.clone())?;
     let (faults, addresses, panics, vcpus) = (orders.clone(), orders.clone(), orders.clone(), orders.clone());
+    let agents = orders.clone();
     let listeners = Listeners {
         host_fault: Arc::new(move |reason| drop(faults.send(Order::HostFault(reason)))),
         addresses: Arc::new(move |list| drop(addresses.send(Order::Addresses(list)))),
         panic: Arc::new(move |said| drop(panics.send(Order::Panic(said)))),
+        agent: Arc::new(move || drop(agents.send(Order::AgentNews))),
     };
     let sink = Arc::new(move |event| drop(vcpus.send(Order::Vcpu(event))));
     hands.log.say(&format!(
@@ -176,6 +178,7 @@ fn guest(start: &EngineStart, hands: Hands) -> io::Result<EngineEnd> {
         cd_present,
         addresses: Vec::new(),
         crashed: false,
+        agent: None,
     });
     serve_consoles(&machine, hands.serial, hands.vnc, spec)?;
     machine.resume();
@@ -290,8 +293,14 @@ impl Keeper {
                     self.announcer.say(|hello| hello.crashed = true, &EngineMessage::Crashed);
                     None
                 }
+                Order::AgentNews => {
+                    let facts = self.machine.devices.agent.news();
+                    let message = EngineMessage::Agent(facts.clone());
+                    self.announcer.say(|hello| hello.agent = facts, &message);
+                    None
+                }
                 Order::Terminate => {
-                    self.machine.devices.pm.press_power_button();
+                    self.ask_to_shut_down();
                     None
                 }
             };
@@ -321,7 +330,7 @@ impl Keeper {
                 if self.paused {
                     answer.refused("The guest is paused and cannot hear the power button.");
                 } else {
-                    self.machine.devices.pm.press_power_button();
+                    self.ask_to_shut_down();
                     answer.done();
                 }
             }
@@ -362,9 +371,18 @@ impl Keeper {
         self.announcer.say(|hello| hello.observed = observed, &message);
     }
 
+    /// By its agent, which every system obeys; by the power button where there is none.
+    fn ask_to_shut_down(&self) {
+        if !self.machine.devices.agent.shut_down() {
+            self.machine.devices.pm.press_power_button();
+        }
+    }
+
     fn resume(&mut self) {
         if self.paused {
             self.paused = false;
+            // Its clock stood still.
+            self.machine.devices.agent.set_clock(now_ms().saturating_mul(1_000_000));
             self.announcer.say(|hello| hello.observed = Observed::Running, &EngineMessage::State(Observed::Running));
         }
         self.machine.resume();

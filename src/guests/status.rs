@@ -1,6 +1,7 @@
 //! What is known of a guest now: published by its supervisor, shown by pages, API and command line.
 
 use super::{engine_client::EngineClient, lifecycle::State};
+use crate::wire::AgentFacts;
 
 /// What is known of a guest now; a copy for everybody who shows it.
 #[derive(Clone, Debug)]
@@ -17,6 +18,8 @@ pub struct Status {
     pub cd_present: Option<bool>,
     /// Its kernel has said that it crashed.
     pub crashed: bool,
+    /// What its agent says, while there is one.
+    pub agent: Option<AgentFacts>,
     /// To ask the running engine; nothing while it is not connected.
     pub client: Option<EngineClient>,
 }
@@ -33,6 +36,7 @@ impl Status {
             addresses: Vec::new(),
             cd_present: None,
             crashed: false,
+            agent: None,
             client: None,
         }
     }

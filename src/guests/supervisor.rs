@@ -364,6 +364,7 @@ impl Task {
             status.addresses = hello.addresses;
             status.cd_present = Some(hello.cd_present);
             status.crashed = hello.crashed;
+            status.agent = hello.agent;
             status.client = Some(client);
         });
         let reason = reason_of(&hello.observed).or(note);
@@ -377,6 +378,7 @@ impl Task {
                 self.observe(Event::Told(observed), reason);
             }
             EngineMessage::Addresses(addresses) => self.change(|status| status.addresses = addresses),
+            EngineMessage::Agent(facts) => self.change(|status| status.agent = facts),
             EngineMessage::CdChanged { present } => self.change(|status| status.cd_present = Some(present)),
             EngineMessage::Crashed => {
                 self.change(|status| status.crashed = true);
@@ -451,6 +453,7 @@ impl Task {
             status.addresses = Vec::new();
             status.cd_present = None;
             status.crashed = false;
+            status.agent = None;
             status.client = None;
         });
         self.enter(next, reason);

@@ -76,6 +76,7 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
         cdrom: cd.as_ref().map(|image| api::ImageName { id: image.id.clone(), name: image.name.clone() }),
         network: api::Network { mode: row.network.to_string(), mac: row.mac },
         addresses: status.addresses.clone(),
+        agent: status.agent.clone(),
         started_ms: status.started_ms,
         engine: status.engine.as_ref().map(|engine| api::Engine { pid: engine.pid, version: engine.version.clone() }),
         task: task.clone(),

@@ -175,12 +175,29 @@ pub fn facts(guest: &Guest) -> Vec<view::Fact> {
     facts.push(fact("Network", row.network.to_string(), false));
     facts.push(fact("Hardware address", row.mac.to_string(), true));
     facts.extend(guest.status.addresses.iter().map(|address| fact("Address", address.clone(), true)));
+    if guest.status.state == GuestState::Running {
+        facts.extend(agent_facts(guest));
+    }
     facts.push(fact("Machine", row.machine.clone(), false));
     facts.push(fact("Id", row.id.to_string(), true));
     if let Some(engine) = &guest.status.engine {
         facts.push(fact("Engine", format!("{} (process {})", engine.version, engine.pid), false));
     }
     facts
+}
+
+/// What the guest's agent says of it, or that there is none.
+fn agent_facts(guest: &Guest) -> Vec<view::Fact> {
+    let fact = |label, value: &str, copy| view::Fact { label, value: value.to_owned(), copy };
+    let Some(agent) = &guest.status.agent else { return vec![fact("Guest agent", "not seen", false)] };
+    [
+        fact("System", &agent.system, false),
+        fact("Host name", &agent.host_name, true),
+        fact("Guest agent", &agent.version, false),
+    ]
+    .into_iter()
+    .filter(|fact| !fact.value.is_empty())
+    .collect()
 }
 
 /// Whose disks are read off the file system; a page is worth a few `stat`s.

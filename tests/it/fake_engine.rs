@@ -172,6 +172,7 @@ fn control(shared: &Shared, stream: UnixStream) {
         started_ms: 1_000,
         cd_present: false,
         crashed: false,
+        agent: None,
         addresses: vec!["192.0.2.7".into()],
     };
     if shared.manners.mute {

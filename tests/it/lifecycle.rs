@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use innkeeper::{
     spec::{Boot, BootFrom, FirstBoot},
     state_files::VARIABLES,
-    wire::{EndKind, EngineAction, EngineMessage, Observed, Place},
+    wire::{AgentFacts, EndKind, EngineAction, EngineMessage, Observed, Place},
 };
 use serde_json::{Value, json};
 
@@ -338,6 +338,28 @@ fn an_engine_that_pauses_by_itself_says_why() {
     assert_eq!(act(client, "a", "resume").1["state"], "running");
     engine.say(&EngineMessage::Addresses(vec!["192.0.2.99".into()]));
     eventually("the new address", || show(client, "a")["addresses"][0] == "192.0.2.99");
+}
+
+#[test]
+fn what_the_guests_agent_says_is_shown_while_it_is_there() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    test_guest(client, "a");
+    act(client, "a", "start");
+    assert_eq!(show(client, "a")["agent"], Value::Null);
+    assert!(client.get("/guests/a").text().contains("not seen"));
+    let facts = AgentFacts {
+        version: "7.2.19".into(),
+        host_name: "web01.example".into(),
+        system: "<b>Debian</b> GNU/Linux 12".into(),
+    };
+    let engine = lab.engine("a").unwrap();
+    engine.say(&EngineMessage::Agent(Some(facts)));
+    eventually("what the agent says", || show(client, "a")["agent"]["host_name"] == "web01.example");
+    let page = client.get("/guests/a").text();
+    assert!(page.contains("web01.example") && page.contains("GNU/Linux 12") && !page.contains("<b>Debian"), "{page}");
+    engine.say(&EngineMessage::Agent(None));
+    eventually("it has gone", || show(client, "a")["agent"] == Value::Null);
 }
 
 #[test]

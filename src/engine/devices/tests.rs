@@ -93,7 +93,12 @@ fn rig(memory_bytes: u64) -> Rig {
         vga_rom: Some(vec![0x55; 512]),
         flash: None,
     };
-    let listeners = Listeners { host_fault: Arc::new(|_| ()), addresses: Arc::new(|_| ()), panic: Arc::new(|_| ()) };
+    let listeners = Listeners {
+        host_fault: Arc::new(|_| ()),
+        addresses: Arc::new(|_| ()),
+        panic: Arc::new(|_| ()),
+        agent: Arc::new(|| ()),
+    };
     let facts = MachineFacts { cpus: 2, memory_bytes, boot_order: boot_order(&spec), ..sample() };
     let board = Arc::new(Recorder::default());
     let seen: Arc<dyn Board> = Arc::clone(&board) as _;

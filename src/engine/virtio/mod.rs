@@ -2,6 +2,7 @@
 //! a worker. `rng.rs` is the one-screen example to copy.
 
 pub mod block;
+pub mod console;
 pub mod input;
 pub mod net;
 pub mod pci;
@@ -28,6 +29,7 @@ pub const COMMON_FEATURES: Features = 1 << 32 | 1 << 29 | 1 << 28;
 pub enum Kind {
     Network = 1,
     Block = 2,
+    Console = 3,
     Entropy = 4,
     Input = 18,
 }

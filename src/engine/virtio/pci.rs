@@ -290,6 +290,7 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
             class: match kind {
                 Kind::Network => 0x020000,
                 Kind::Block => 0x010000,
+                Kind::Console => 0x078000,
                 Kind::Entropy => 0x00ff00,
                 Kind::Input => 0x098000,
             },

@@ -44,10 +44,10 @@ pub struct Stop {
 }
 
 /// The stop signal and what a device waits for beside it.
-const DESCRIPTORS_MAX: usize = 4;
+const DESCRIPTORS_MAX: usize = 8;
 
 impl Stop {
-    /// Waits until one of `others`, at most three, is ready or the stop is asked; false to stop. May return for nothing.
+    /// Waits until one of `others`, at most seven, is ready or the stop is asked; false to stop. May return for nothing.
     pub fn wait(&self, others: &[PollFd<'_>]) -> bool {
         assert!(others.len() < DESCRIPTORS_MAX, "a device waits for a few descriptors");
         let mut fds: [PollFd<'_>; DESCRIPTORS_MAX] = array::from_fn(|_| PollFd::new(&self.event, PollFlags::IN));

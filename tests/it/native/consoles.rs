@@ -192,7 +192,8 @@ fn a_disk_is_booted_by_seabios_whose_words_are_in_the_log() {
         return println!("skipped: {missing}");
     }
     let disk = world.file("disk.img", &super::kernel::disk());
-    world.well(&format!("guest create d --firmware bios --disk {} --memory 32M --network none --start", disk.display()));
+    world
+        .well(&format!("guest create d --firmware bios --disk {} --memory 32M --network none --start", disk.display()));
     assert_eq!(world.started("d"), "running");
     let mut serial = Serial::open(&world, "d", None);
     // The firmware waits for a key, and some machines emulate every instruction of it.

@@ -1,5 +1,5 @@
 #!/bin/bash
-# A Debian disk on virtio-blk: GRUB, login on serial and screen, two CPUs, addresses, a download, a full host, reset, power off inside, shut down from
+# A Debian disk on virtio-blk: GRUB, login on serial and screen, two CPUs, addresses, a download, the guest agent, a full host, a pause, reset, power off inside, shut down from
 # outside.
 # limit: 1500
 . "$(dirname "$0")/../lib.sh"
@@ -23,6 +23,10 @@ await_serial debian "^innkeeper-$$" 5
 [[ $(field debian addresses) == *[0-9]* ]] || broken "the guest's address is not known to the server"
 run_in debian 60 'for i in $(seq 40); do ip -6 -br address show scope global | grep -q " fd" && break; sleep 1; done; ip -6 -br address show scope global | grep " fd"'
 run_in debian 60 'ping -6 -c 1 -W 20 $(ip -6 route show default | cut -d" " -f3 | head -n 1)%$(ip -6 route show default | sed "s/.*dev //; s/ .*//" | head -n 1)'
+tells() { [[ $(field debian agent) == *"$1"* ]]; }
+until_true 60 tells 'Debian GNU/Linux 12' || broken "the guest's agent is not heard: '$(field debian agent)'"
+tells "'host_name': 'guest'" || broken "the agent says '$(field debian agent)'"
+note "agent: $(field debian agent)"
 run_in debian 30 'dmesg | grep -i -E "ACPI (BIOS )?(Error|Warning)|BUG:|Call Trace" && false || true'
 run_in debian 60 'dd if=/dev/urandom of=/root/data bs=1M count=16 status=none; sha256sum </root/data >/root/sum; sync'
 
@@ -36,6 +40,16 @@ rm "$STATE/filler"
 ik guest resume debian
 await_serial debian '^written-0' 120
 run_in debian 30 'dmesg | grep -E "I/O error|EXT4-fs error" && false || true'
+
+# Its clock goes on from now, and not from when it was paused.
+ik guest pause debian
+sleep 20
+ik guest resume debian
+sleep 3
+type_serial debian 'echo "clock-$(date +%s)"\r'
+until_true 30 said debian '^clock-[0-9]' 1 || broken "no time after the pause"
+late=$(($(date +%s) - $(serial debian | sed -n 's/^clock-//p' | tail -n 1)))
+[ ${late#-} -le 15 ] || broken "its clock is $late s behind after a pause"
 
 ik guest reset debian
 log_in debian 2

@@ -1,0 +1,336 @@
+//! The guest agent: asks qemu-guest-agent in the guest what system this is, tells it to shut down, sets the guest's clock.
+//!
+//! It speaks JSON lines over the port of `virtio/console.rs` (QEMU Guest Agent Protocol Reference). All it says comes from the guest:
+//! lines and texts are limited, and nothing it says is needed. An absent agent is no error.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::virtio::console::{PortOutput, PortPeer};
+use crate::wire::AgentFacts;
+
+/// A longer answer is passed over.
+const LINE_BYTES_MAX: usize = 64 << 10;
+/// Characters of a host's or a system's name.
+const TEXT_MAX: usize = 128;
+/// Ends an unfinished line in the agent, so that it listens anew.
+const FLUSH: u8 = 0xff;
+
+/// Told that `Agent::news` has something else to say; not again before that is asked for.
+pub type AgentSink = Arc<dyn Fn() + Send + Sync>;
+
+/// The way to the agent. Clones are the same way.
+#[derive(Clone)]
+pub struct Agent(Arc<Mutex<State>>);
+
+struct State {
+    output: PortOutput,
+    told: AgentSink,
+    line: Vec<u8>,
+    /// The line grew too long; its rest is passed over.
+    skipping: bool,
+    /// Sent and not answered yet, in order.
+    asked: VecDeque<Question>,
+    facts: AgentFacts,
+    /// The facts are complete.
+    known: bool,
+    /// It has answered our greeting.
+    ready: bool,
+    greetings: u64,
+    /// `told` was called, and nobody has asked since: a guest that comes and goes without end makes no queue.
+    telling: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Question {
+    /// The agent repeats the number; what it says before was meant for somebody else.
+    Sync(u64),
+    Info,
+    HostName,
+    System,
+    /// An answer that nobody waits for.
+    Order,
+}
+
+/// An error has no `return`.
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(default, rename = "return")]
+    returned: Value,
+}
+
+impl Agent {
+    pub fn new(output: PortOutput, told: AgentSink) -> Agent {
+        Agent(Arc::new(Mutex::new(State {
+            output,
+            told,
+            line: Vec::new(),
+            skipping: false,
+            asked: VecDeque::new(),
+            facts: AgentFacts::default(),
+            known: false,
+            ready: false,
+            greetings: 0,
+            telling: false,
+        })))
+    }
+
+    /// What the agent says now; `None` without one.
+    pub fn news(&self) -> Option<AgentFacts> {
+        let mut state = self.lock();
+        state.telling = false;
+        state.known.then(|| state.facts.clone())
+    }
+
+    /// Asks the system to shut down. False when there is no agent.
+    pub fn shut_down(&self) -> bool {
+        // It answers only when it refuses.
+        self.order("guest-shutdown", json!({ "mode": "powerdown" }), false)
+    }
+
+    /// Sets the guest's clock to `now_ns` since 1970. False when there is no agent.
+    pub fn set_clock(&self, now_ns: i64) -> bool {
+        self.order("guest-set-time", json!({ "time": now_ns }), true)
+    }
+
+    fn order(&self, command: &str, arguments: Value, answers: bool) -> bool {
+        let mut state = self.lock();
+        let sent = state.ready && state.send(command, &arguments);
+        if sent && answers {
+            state.asked.push_back(Question::Order);
+        }
+        sent
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PortPeer for Agent {
+    fn opened(&mut self, open: bool) {
+        let mut state = self.lock();
+        state.line.clear();
+        state.skipping = false;
+        state.asked.clear();
+        state.facts = AgentFacts::default();
+        state.ready = false;
+        if std::mem::take(&mut state.known) {
+            state.tell();
+        }
+        if open {
+            state.greet();
+        }
+    }
+
+    fn received(&mut self, bytes: &[u8]) {
+        let mut state = self.lock();
+        for byte in bytes {
+            match *byte {
+                b'\n' => {
+                    let line = std::mem::take(&mut state.line);
+                    if !std::mem::take(&mut state.skipping) {
+                        state.hear(&line);
+                    }
+                }
+                // Sent before the answer to a greeting: nothing before it counts.
+                FLUSH => {
+                    state.line.clear();
+                    state.skipping = false;
+                }
+                _ if state.line.len() == LINE_BYTES_MAX => state.skipping = true,
+                byte => state.line.push(byte),
+            }
+        }
+    }
+}
+
+impl State {
+    fn greet(&mut self) {
+        self.greetings += 1;
+        let number = self.greetings;
+        if self.output.send(&[FLUSH]) && self.send("guest-sync-delimited", &json!({ "id": number })) {
+            self.asked.push_back(Question::Sync(number));
+        }
+    }
+
+    fn tell(&mut self) {
+        if !std::mem::replace(&mut self.telling, true) {
+            (self.told)();
+        }
+    }
+
+    fn send(&self, command: &str, arguments: &Value) -> bool {
+        let mut line = json!({ "execute": command, "arguments": arguments }).to_string().into_bytes();
+        line.push(b'\n');
+        self.output.send(&line)
+    }
+
+    fn ask(&mut self) {
+        for (command, question) in [
+            ("guest-info", Question::Info),
+            ("guest-get-host-name", Question::HostName),
+            ("guest-get-osinfo", Question::System),
+        ] {
+            if self.send(command, &json!({})) {
+                self.asked.push_back(question);
+            }
+        }
+    }
+
+    fn hear(&mut self, line: &[u8]) {
+        let Ok(Answer { returned }) = serde_json::from_slice(line) else { return };
+        match self.asked.front() {
+            Some(Question::Sync(number)) => {
+                if returned.as_u64() == Some(*number) {
+                    self.asked.pop_front();
+                    self.ready = true;
+                    self.ask();
+                }
+                return;
+            }
+            Some(_) => {}
+            None => return,
+        }
+        let text = |value: &Value| value.as_str().map(shown).unwrap_or_default();
+        match self.asked.pop_front() {
+            Some(Question::Info) => self.facts.version = text(&returned["version"]),
+            Some(Question::HostName) => self.facts.host_name = text(&returned["host-name"]),
+            Some(Question::System) => {
+                self.facts.system = text(&returned["pretty-name"]);
+                if self.facts.system.is_empty() {
+                    self.facts.system = text(&returned["name"]);
+                }
+                // The last of the questions, also when it cannot answer it.
+                self.known = true;
+                self.tell();
+            }
+            Some(Question::Order | Question::Sync(_)) | None => {}
+        }
+    }
+}
+
+/// A text of the guest for a page: printable and short.
+fn shown(text: &str) -> String {
+    text.chars().filter(|letter| !letter.is_control()).take(TEXT_MAX).collect()
+}
+
+/// A port's output and the agent behind it.
+pub fn make(told: AgentSink) -> io::Result<(Agent, PortOutput)> {
+    let output = PortOutput::new()?;
+    Ok((Agent::new(output.clone(), told), output))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct Rig {
+        agent: Agent,
+        output: PortOutput,
+        told: Arc<AtomicUsize>,
+    }
+
+    fn rig() -> Rig {
+        let told: Arc<AtomicUsize> = Arc::default();
+        let heard = Arc::clone(&told);
+        let (agent, output) = make(Arc::new(move || _ = heard.fetch_add(1, Ordering::SeqCst))).unwrap();
+        Rig { agent, output, told }
+    }
+
+    impl Rig {
+        /// What was sent to the guest since the last call.
+        fn sent(&self) -> String {
+            String::from_utf8_lossy(&self.output.take()).replace('\u{fffd}', "~")
+        }
+        fn say(&mut self, text: &str) {
+            self.agent.received(text.as_bytes());
+        }
+        fn connect(&mut self) {
+            self.agent.opened(true);
+            let number = self.agent.lock().greetings;
+            self.agent.received(&[FLUSH]);
+            self.say(&format!("{{\"return\": {number}}}\n"));
+            self.sent();
+        }
+    }
+
+    #[test]
+    fn it_is_greeted_asked_and_told_of() {
+        let mut rig = rig();
+        assert!(!rig.agent.shut_down(), "there is none yet");
+        rig.agent.opened(true);
+        let greeting = rig.sent();
+        assert!(greeting.starts_with('~') && greeting.contains("guest-sync-delimited"), "{greeting}");
+        // An answer to somebody before us, then half a line that was interrupted.
+        rig.say("{\"return\": 77}\n{\"retu");
+        rig.agent.received(&[FLUSH]);
+        rig.say("{\"return\": 1}\n");
+        assert_eq!(rig.sent().lines().count(), 3);
+        rig.say("{\"return\": {\"version\": \"7.2.9\"}}\n{\"return\": {\"host-name\": \"web01\"}}\n");
+        rig.say("{\"return\": {\"pretty-name\": \"Debian GNU/Linux 12 \\u0007(bookworm)\", \"name\": \"x\"}}\n");
+        let facts = AgentFacts {
+            version: "7.2.9".into(),
+            host_name: "web01".into(),
+            system: "Debian GNU/Linux 12 (bookworm)".into(),
+        };
+        assert_eq!((rig.told.load(Ordering::SeqCst), rig.agent.news()), (1, Some(facts)));
+        assert!(rig.agent.shut_down());
+        assert!(rig.sent().contains("guest-shutdown"));
+        rig.agent.opened(false);
+        assert!(!rig.agent.set_clock(1));
+        for _ in 0..100 {
+            rig.agent.opened(true);
+            rig.agent.opened(false);
+        }
+        assert_eq!((rig.told.load(Ordering::SeqCst), rig.agent.news()), (2, None), "told once until somebody asks");
+    }
+
+    #[test]
+    fn what_it_cannot_do_leaves_a_gap_and_orders_are_answered_in_turn() {
+        let mut rig = rig();
+        rig.connect();
+        assert!(rig.agent.set_clock(1_700_000_000_000_000_000));
+        rig.say("{\"return\": {\"version\": \"1\"}}\n{\"error\": {\"class\": \"CommandNotFound\"}}\n");
+        rig.say("{\"return\": {\"name\": \"Plan 9\"}}\n{\"return\": {}}\n");
+        let facts = AgentFacts { version: "1".into(), host_name: String::new(), system: "Plan 9".into() };
+        assert_eq!(rig.agent.news(), Some(facts));
+        assert!(rig.agent.lock().asked.is_empty());
+    }
+
+    #[test]
+    fn lines_without_end_and_names_without_end_are_cut() {
+        let mut rig = rig();
+        rig.connect();
+        rig.agent.received(&vec![b'x'; LINE_BYTES_MAX * 3]);
+        assert_eq!(rig.agent.lock().line.len(), LINE_BYTES_MAX);
+        rig.say("\n{\"return\": {\"version\": \"");
+        rig.agent.received(&vec![b'y'; 10_000]);
+        rig.say("\"}}\n");
+        assert_eq!(rig.agent.lock().facts.version.len(), TEXT_MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_it_says_makes_it_panic(
+            lines in proptest::collection::vec("[\\x00-\\xff]{0,80}|\\{\"return\": (null|1|\\[\\]|\\{\"version\": 5\\})\\}", 0..20)
+        ) {
+            let mut rig = rig();
+            rig.connect();
+            for line in lines {
+                rig.say(&line);
+                rig.say("\n");
+            }
+        }
+    }
+}
