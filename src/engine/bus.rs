@@ -138,6 +138,7 @@ impl Bus {
 }
 
 /// One vCPU's copy of the map, renewed when the bus has changed.
+#[derive(Clone)]
 pub struct BusView {
     bus: Arc<Bus>,
     generation: u64,
@@ -174,6 +175,32 @@ impl BusView {
         })
     }
 
+    /// Writes bytes as one access. One that crosses a page arrives from KVM in odd lengths; those go byte by byte, and the
+    /// strongest effect wins.
+    pub fn write_bytes(&mut self, address: u64, data: &[u8]) -> Effect {
+        if let Some(width) = Width::from_bytes(data.len()) {
+            return self.write(address, width, from_le(data));
+        }
+        let mut effect = Effect::None;
+        for (index, byte) in data.iter().enumerate() {
+            let done = self.write(address.wrapping_add(index as u64), Width::B1, u64::from(*byte));
+            if done != Effect::None {
+                effect = done;
+            }
+        }
+        effect
+    }
+
+    /// Reads bytes as one access, or byte by byte as `write_bytes` does.
+    pub fn read_bytes(&mut self, address: u64, data: &mut [u8]) {
+        if let Some(width) = Width::from_bytes(data.len()) {
+            return to_le(self.read(address, width), data);
+        }
+        for (index, byte) in data.iter_mut().enumerate() {
+            *byte = self.read(address.wrapping_add(index as u64), Width::B1) as u8;
+        }
+    }
+
     /// The device at `address` and the offset inside its region.
     fn find(&mut self, address: u64) -> Option<(u64, SharedDevice)> {
         let now = self.bus.generation.load(Ordering::Acquire);
@@ -183,6 +210,18 @@ impl BusView {
         }
         let (&start, (end, device)) = self.map.range(..=address).next_back()?;
         (address < *end).then(|| (address - start, Arc::clone(device)))
+    }
+}
+
+/// The number in these bytes, lowest first; at most eight of them count.
+pub fn from_le(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+}
+
+/// Fills `into` with a number's bytes, lowest first.
+pub fn to_le(value: u64, into: &mut [u8]) {
+    for (byte, part) in into.iter_mut().zip(value.to_le_bytes()) {
+        *byte = part;
     }
 }
 

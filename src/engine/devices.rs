@@ -62,6 +62,8 @@ pub trait Board: Placement + MsiSink {
     fn set_irq(&self, number: u32, high: bool);
     /// Declares the video RAM; `place_video_ram` says where it is.
     fn set_video_ram(&self, region: &HostRegion);
+    /// Carries out the guest's writes to the VGA window that are held back. The caller holds no lock of a device.
+    fn settle_writes(&self);
     /// Declares the array of the flash chip, at a fixed address, and shows it: the guest reads it and its writes exit.
     fn set_flash(&self, at: u64, array: &HostRegion);
     /// Whether the array is there to be read; otherwise reads exit too.
@@ -143,8 +145,9 @@ impl Devices {
         let vga = Vga::new()?;
         board.set_video_ram(&vga.lock().unwrap_or_else(PoisonError::into_inner).vram());
         root.add(DevFn::new(slot::VGA, 0), IrqLine::unconnected(), 0, |_| vga::pci_function(&vga));
-        let dirty = Arc::clone(board);
-        let screen = Screen::new(Arc::clone(&vga), Box::new(move || dirty.take_dirty_video()));
+        let (writes, dirty) = (Arc::clone(board), Arc::clone(board));
+        let settle = Box::new(move || writes.settle_writes());
+        let screen = Screen::new(Arc::clone(&vga), settle, Box::new(move || dirty.take_dirty_video()));
 
         let faults = HostFaults::new({
             let report = Arc::clone(&listeners.host_fault);

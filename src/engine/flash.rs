@@ -294,6 +294,7 @@ mod tests {
     impl Board for Shown {
         fn set_irq(&self, _: u32, _: bool) {}
         fn set_video_ram(&self, _: &HostRegion) {}
+        fn settle_writes(&self) {}
         fn take_dirty_video(&self) -> Vec<u64> {
             Vec::new()
         }

@@ -1,8 +1,8 @@
 //! One machine from a specification: made once, then run, paused, reset and ended. Owned by the engine's main thread.
 //!
 //! ```text
-//! pause   vCPUs park  →  workers hold                     reset   pause  →  devices, KVM's chips, memory image, vCPUs
-//! resume  workers go  →  vCPUs run                                →  resume
+//! pause   vCPUs park  →  held writes land  →  workers hold     reset   pause  →  devices, KVM's chips, memory image, vCPUs
+//! resume  workers go  →  vCPUs run                                     →  resume
 //! ```
 
 use std::{
@@ -132,6 +132,7 @@ impl Machine {
         for vcpu in &self.vcpus {
             vcpu.wait_parked();
         }
+        self.vm.settle_writes();
         self.devices.hold();
     }
 

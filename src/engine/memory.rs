@@ -11,12 +11,12 @@ use std::{
     io,
     ops::Range,
     os::fd::{AsRawFd, BorrowedFd},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
-    VolatileMemory,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MmapRegion, VolatileMemory,
 };
 
 use super::layout;
@@ -279,6 +279,13 @@ impl HostRegion {
         unsafe { libc::madvise(map.as_ptr().cast(), map.size(), libc::MADV_DONTDUMP) };
         Ok(HostRegion { map: Arc::new(map) })
     }
+    /// Pages that somebody else fills and reads too: `bytes` of `file` from `offset`, both multiples of 4096.
+    pub fn shared(file: File, offset: u64, bytes: usize) -> io::Result<HostRegion> {
+        let file = FileOffset::new(file, offset);
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        let map = MmapRegion::build(Some(file), bytes, access, flags).map_err(io::Error::other)?;
+        Ok(HostRegion { map: Arc::new(map) })
+    }
     pub fn bytes(&self) -> usize {
         self.map.size()
     }
@@ -313,6 +320,15 @@ impl HostRegion {
     }
     pub fn set(&self, at: usize, byte: u8) {
         self.write(at, &[byte]);
+    }
+    /// A number that others change meanwhile, in the host's byte order; what they wrote before it can be read afterwards.
+    /// `at` is a multiple of 4. Zero past the end.
+    pub fn load_u32(&self, at: usize) -> u32 {
+        self.map.as_volatile_slice().load(at, Ordering::Acquire).unwrap_or(0)
+    }
+    /// Others who load it find what was written before. Dropped past the end.
+    pub fn store_u32(&self, at: usize, value: u32) {
+        let _ = self.map.as_volatile_slice().store(value, at, Ordering::Release);
     }
 }
 

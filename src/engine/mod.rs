@@ -8,6 +8,7 @@ pub mod boot;
 pub mod bus;
 pub mod chipset;
 pub mod cmos;
+pub mod coalesced;
 pub mod console;
 pub mod control;
 mod cpuid;

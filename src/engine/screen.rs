@@ -18,6 +18,9 @@ use super::{
     vga::{Registers, ScanOut, SharedVga},
 };
 
+/// Carries out writes to the VGA window that are still on their way from the guest. Called with no device locked.
+pub type Settle = Box<dyn Fn() + Send + Sync>;
+
 /// Which pages of video memory were written since the last call, by KVM's account: one bit for 4 KiB, first page first.
 /// Empty while video memory is not mapped.
 pub type DirtySource = Box<dyn Fn() -> Vec<u64> + Send + Sync>;
@@ -35,6 +38,7 @@ pub struct Rect {
 pub struct Screen {
     vga: SharedVga,
     vram: HostRegion,
+    settle: Settle,
     dirty: DirtySource,
     state: Mutex<State>,
     changed: Condvar,
@@ -166,7 +170,7 @@ impl Drop for Viewer {
 }
 
 impl Screen {
-    pub fn new(vga: SharedVga, dirty: DirtySource) -> Arc<Screen> {
+    pub fn new(vga: SharedVga, settle: Settle, dirty: DirtySource) -> Arc<Screen> {
         let vram = vga.lock().unwrap_or_else(PoisonError::into_inner).vram();
         let state = State {
             picture: None,
@@ -180,7 +184,7 @@ impl Screen {
             redraw: false,
             closed: false,
         };
-        Arc::new(Screen { vga, vram, dirty, state: Mutex::new(state), changed: Condvar::new() })
+        Arc::new(Screen { vga, vram, settle, dirty, state: Mutex::new(state), changed: Condvar::new() })
     }
 
     pub fn attach(self: &Arc<Screen>) -> Viewer {
@@ -220,6 +224,7 @@ impl Screen {
     /// Errors: the picture could not be encoded.
     pub fn png(&self, width_max: Option<usize>) -> io::Result<Vec<u8>> {
         let before = self.lock().size;
+        (self.settle)();
         let registers = self.vga.lock().unwrap_or_else(PoisonError::into_inner).registers();
         let mut scan = ScanOut::new(&registers, self.vram.clone(), before);
         let (width, height) = scan.size();
@@ -249,6 +254,7 @@ impl Screen {
     /// Brings the picture up to date.
     fn refresh(&self, state: &mut State) {
         state.refreshed_at = Some(Instant::now());
+        (self.settle)();
         // Dirty bits are taken before memory is read: what is written meanwhile is drawn twice, not lost.
         let (registers, mut dirty) = self.vga.lock().unwrap_or_else(PoisonError::into_inner).take_for_screen();
         dirty.merge(&(self.dirty)());
@@ -423,6 +429,8 @@ pub(crate) mod tests {
         pub(crate) screen: Arc<Screen>,
         log: Arc<Mutex<Vec<u64>>>,
         looks: Arc<AtomicUsize>,
+        /// Writes that are held back: where in the window, and the byte.
+        held: Arc<Mutex<Vec<(u64, u8)>>>,
     }
 
     impl Bench {
@@ -435,8 +443,15 @@ pub(crate) mod tests {
                 counted.fetch_add(1, Ordering::Relaxed);
                 std::mem::replace(&mut *taken.lock().unwrap(), vec![0; 64])
             };
-            let screen = Screen::new(Arc::clone(&vga), Box::new(source));
-            Bench { vga, screen, log, looks }
+            let held = Arc::new(Mutex::new(Vec::new()));
+            let (settled, window) = (Arc::clone(&held), vga::window(&vga).1);
+            let settle = move || {
+                for (at, byte) in settled.lock().unwrap().drain(..) {
+                    window.lock().unwrap().write(Access::new(at, Width::B1), u64::from(byte)).unwrap();
+                }
+            };
+            let screen = Screen::new(Arc::clone(&vga), Box::new(settle), Box::new(source));
+            Bench { vga, screen, log, looks, held }
         }
 
         pub(crate) fn linear(width: u16, height: u16) -> Bench {
@@ -485,6 +500,23 @@ pub(crate) mod tests {
         let mut pixels = Vec::new();
         viewer.copy(Rect { x: 699, y: 100, width: 3, height: 1 }, &mut pixels);
         assert_eq!(pixels, [0, 0xff_8040, 0]);
+    }
+
+    #[test]
+    fn writes_that_are_held_back_are_seen_by_a_look_and_by_a_picture() {
+        let bench = Bench::linear(640, 480);
+        let viewer = bench.screen.attach();
+        let corner = [Rect { x: 0, y: 0, width: 64, height: 16 }];
+        let first = look(&viewer);
+        bench.held.lock().unwrap().push((1, 0x40));
+        let second = look(&viewer);
+        assert_eq!(changed(&viewer, first), corner);
+        assert_eq!(changed(&viewer, second), []);
+        bench.held.lock().unwrap().push((2, 0x40));
+        bench.screen.png(None).unwrap();
+        assert_eq!(*bench.held.lock().unwrap(), []);
+        look(&viewer);
+        assert_eq!(changed(&viewer, second), corner, "the picture left the damage to the viewer");
     }
 
     #[test]

@@ -24,8 +24,10 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::{
     boot::StartState,
-    bus::{BusView, Effect, Width},
-    cpuid, start_state,
+    bus::{BusView, Effect, Width, from_le, to_le},
+    cpuid,
+    devices::Board,
+    start_state,
     vm::Vm,
 };
 use crate::types::monotonic_us;
@@ -116,6 +118,9 @@ impl Vcpu {
         if let Some(start) = &config.start {
             start_state::apply(&fd, start)?;
         }
+        if config.index == 0 {
+            vm.coalesce_window(&fd, config.mmio.clone());
+        }
         register_signal_handler(SIGRTMIN(), on_kick).map_err(io::Error::from)?;
         let inner = Inner { order: Order::Park, parked: false, start: config.start, reset_error: None };
         let gate =
@@ -124,6 +129,7 @@ impl Vcpu {
         let first_run_us = Arc::new(OnceLock::new());
         let runner = Runner {
             fd,
+            vm: Arc::clone(vm),
             power_on,
             gate: Arc::clone(&gate),
             pio: config.pio,
@@ -208,6 +214,7 @@ fn named(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> io::Error {
 /// The thread's side.
 struct Runner {
     fd: VcpuFd,
+    vm: Arc<Vm>,
     power_on: PowerOn,
     gate: Arc<Gate>,
     pio: BusView,
@@ -278,6 +285,8 @@ impl Runner {
     fn step(&mut self) -> Step {
         let exit = self.fd.run();
         self.exits.fetch_add(1, Ordering::Relaxed);
+        // What any vCPU wrote to the VGA window before this exit comes before what the exit asks for.
+        self.vm.settle_writes();
         let effect = match exit {
             Ok(VcpuExit::IoOut(port, data)) => {
                 let (start, bytes) = (data.as_ptr(), data.len());
@@ -296,10 +305,10 @@ impl Runner {
                 Effect::None
             }
             Ok(VcpuExit::MmioRead(at, data)) => {
-                memory_in(&mut self.mmio, at, data);
+                self.mmio.read_bytes(at, data);
                 Effect::None
             }
-            Ok(VcpuExit::MmioWrite(at, data)) => memory_out(&mut self.mmio, at, data),
+            Ok(VcpuExit::MmioWrite(at, data)) => self.mmio.write_bytes(at, data),
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => Effect::None,
             Ok(VcpuExit::Shutdown) => return Step::Tell(VcpuEvent::TripleFault),
             Ok(VcpuExit::InternalError) => return Step::Tell(self.internal_error()),
@@ -405,40 +414,6 @@ fn port_in(bus: &mut BusView, port: u16, size: usize, data: &mut [u8]) {
     }
 }
 
-/// MMIO writes. An access that crosses a page arrives in odd lengths; those go byte by byte.
-fn memory_out(bus: &mut BusView, at: u64, data: &[u8]) -> Effect {
-    if let Some(width) = Width::from_bytes(data.len()) {
-        return bus.write(at, width, from_le(data));
-    }
-    let mut effect = Effect::None;
-    for (index, byte) in data.iter().enumerate() {
-        let done = bus.write(at.wrapping_add(index as u64), Width::B1, u64::from(*byte));
-        if done != Effect::None {
-            effect = done;
-        }
-    }
-    effect
-}
-
-fn memory_in(bus: &mut BusView, at: u64, data: &mut [u8]) {
-    if let Some(width) = Width::from_bytes(data.len()) {
-        return to_le(bus.read(at, width), data);
-    }
-    for (index, byte) in data.iter_mut().enumerate() {
-        *byte = bus.read(at.wrapping_add(index as u64), Width::B1) as u8;
-    }
-}
-
-fn from_le(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
-}
-
-fn to_le(value: u64, into: &mut [u8]) {
-    for (index, byte) in into.iter_mut().enumerate() {
-        *byte = (value >> (8 * index)) as u8;
-    }
-}
-
 /// A vCPU's state before its first instruction. A reset restores it in place: memory slots, doorbells and descriptors stay.
 /// Among the registers are kvmclock's, steal time's and async page faults', all zero, so KVM stops writing into the guest.
 struct PowerOn {
@@ -532,14 +507,14 @@ mod tests {
         let mut view = bus.view();
         assert_eq!(port_out(&mut view, 0x10, 2, &[1, 2, 3, 4]), Effect::None);
         assert_eq!(port_out(&mut view, 0x10, 1, &[0xff, 0]), Effect::Reset);
-        assert_eq!(memory_out(&mut view, 0x11, &[7, 8, 9]), Effect::None);
+        assert_eq!(view.write_bytes(0x11, &[7, 8, 9]), Effect::None);
         let seen = std::mem::take(&mut log.lock().unwrap().0);
         assert_eq!(seen, [(0, 2, 0x201), (0, 2, 0x403), (0, 1, 0xff), (0, 1, 0), (1, 1, 7), (2, 1, 8), (3, 1, 9)]);
         let mut data = [0; 4];
         port_in(&mut view, 0x10, 2, &mut data);
         assert_eq!(data, [0x40, 0x33, 0x41, 0x33]);
         let mut odd = [0; 3];
-        memory_in(&mut view, 0x1e, &mut odd);
+        view.read_bytes(0x1e, &mut odd);
         assert_eq!(odd, [0x42, 0x43, 0xff]);
     }
 }

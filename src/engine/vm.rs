@@ -3,21 +3,24 @@
 #![expect(unsafe_code, reason = "KVM memory slots take host addresses")]
 
 use std::{
+    fs::File,
     io,
-    os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd},
-    sync::{Arc, Mutex, PoisonError},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use kvm_bindings::{
-    CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
-    KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY,
-    KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_irqchip, kvm_msi,
-    kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
+    CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_COALESCED_MMIO_PAGE_OFFSET, KVM_IRQ_ROUTING_IRQCHIP,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
+    kvm_irq_routing_irqchip, kvm_irqchip, kvm_msi, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
+    bus::BusView,
+    coalesced::{self, CoalescedWrites},
     devices::Board,
     event::Event,
     irq::{MsiMessage, MsiSink},
@@ -36,6 +39,8 @@ pub struct Vm {
     _ram: GuestRam,
     slots: Mutex<Slots>,
     at_power_on: Mutex<Option<Controllers>>,
+    /// The writes to the VGA window that KVM keeps, where it can.
+    coalesced: OnceLock<CoalescedWrites>,
 }
 
 struct Slots {
@@ -86,7 +91,7 @@ impl Vm {
         route_interrupts(&fd)?;
         report_emulation_failures(&fd);
         let slots = Mutex::new(Slots { next: 0, roms: Vec::new(), video: None, flash: None });
-        let vm = Vm { fd, kvm, _ram: ram.clone(), slots, at_power_on: Mutex::new(None) };
+        let vm = Vm { fd, kvm, _ram: ram.clone(), slots, at_power_on: Mutex::new(None), coalesced: OnceLock::new() };
         for range in ram.ranges() {
             vm.add_slot(range.start.0, range.bytes, range.host_address, 0)?;
         }
@@ -118,6 +123,25 @@ impl Vm {
 
     pub fn create_vcpu(&self, index: u32) -> io::Result<VcpuFd> {
         self.fd.create_vcpu(u64::from(index)).map_err(kvm_error("cannot create a vCPU"))
+    }
+
+    /// Lets KVM keep the guest's writes to the VGA window until [`Board::settle_writes`] puts them on `bus`. Where KVM or the
+    /// host's memory does not allow it, each write exits, which is only slower. `vcpu` is any of the machine's: they share the ring.
+    pub fn coalesce_window(&self, vcpu: &VcpuFd, bus: BusView) {
+        let (window, offset) = (layout::VGA_WINDOW, KVM_COALESCED_MMIO_PAGE_OFFSET);
+        // The capability's value is where KVM shows the ring, in pages.
+        if self.fd.check_extension_int(Cap::CoalescedMmio) != offset as i32 {
+            return;
+        }
+        // SAFETY: the descriptor is that of `vcpu`, which is borrowed for the whole call.
+        let Ok(fd) = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) }.try_clone_to_owned() else { return };
+        let at = u64::from(offset) * coalesced::PAGE_BYTES as u64;
+        let Ok(page) = HostRegion::shared(File::from(fd), at, coalesced::PAGE_BYTES) else { return };
+        // The ring is read before anything is put into it.
+        if self.coalesced.set(CoalescedWrites::new(page, window.clone(), bus)).is_ok() {
+            let size = (window.end - window.start) as u32;
+            let _ = self.fd.register_coalesced_mmio(IoEventAddress::Mmio(window.start), size);
+        }
     }
 
     /// Remembers interrupt controllers and timer as they are; before the first vCPU runs.
@@ -225,6 +249,12 @@ impl Board for Vm {
         let slot = slots.next;
         slots.next += 1;
         slots.video = Some(VideoSlot { slot, region: region.clone(), at: None });
+    }
+
+    fn settle_writes(&self) {
+        if let Some(writes) = self.coalesced.get() {
+            writes.settle();
+        }
     }
 
     fn set_flash(&self, at: u64, array: &HostRegion) {

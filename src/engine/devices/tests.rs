@@ -51,6 +51,7 @@ impl MsiSink for Recorder {
 impl Board for Recorder {
     fn set_irq(&self, _: u32, _: bool) {}
     fn set_video_ram(&self, _: &HostRegion) {}
+    fn settle_writes(&self) {}
     fn set_flash(&self, _: u64, _: &HostRegion) {}
     fn show_flash(&self, _: bool) {}
     fn take_dirty_video(&self) -> Vec<u64> {

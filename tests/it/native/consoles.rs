@@ -209,6 +209,7 @@ fn a_disk_is_booted_by_seabios_whose_words_are_in_the_log() {
     }
     let picture = Picture::take(&world, "d");
     assert!(!picture.is_blank(), "the firmware's words are on the screen");
+    println!("exits of a start with SeaBIOS: {}", world.get("/api/v1/guests/d/statistics")["exits"]);
     world.well("guest shutdown d --wait 20");
 }
 
