@@ -6,6 +6,7 @@
 //! ```
 //! Viewers share no queue: each remembers the generation it has seen. There is no thread either: whichever waiting viewer comes
 //! first refreshes for all. Without a viewer, or while none wants anything, nothing runs, and without one there is no picture.
+//! A cursor and characters that blink are drawn anew, and nothing else, by a look that comes after their time.
 
 use std::{
     io,
@@ -15,7 +16,7 @@ use std::{
 
 use super::{
     memory::HostRegion,
-    vga::{Registers, ScanOut, SharedVga},
+    vga::{Blink, Registers, ScanOut, SharedVga},
 };
 
 /// Carries out writes to the VGA window that are still on their way from the guest. Called with no device locked.
@@ -42,12 +43,16 @@ pub struct Screen {
     dirty: DirtySource,
     state: Mutex<State>,
     changed: Condvar,
+    /// Since then, what blinks has blinked.
+    since: Instant,
 }
 
 struct State {
     picture: Option<Picture>,
     /// What the picture was made of.
     shown: Option<Box<Registers>>,
+    /// What was lit in the picture, if anything in it blinks.
+    lit: Option<Blink>,
     /// Of the picture now or before.
     size: Option<(usize, usize)>,
     /// Rises with each refresh that changed a pixel.
@@ -165,6 +170,7 @@ impl Drop for Viewer {
         if state.viewers == 0 {
             state.picture = None;
             state.shown = None;
+            state.lit = None;
         }
     }
 }
@@ -175,6 +181,7 @@ impl Screen {
         let state = State {
             picture: None,
             shown: None,
+            lit: None,
             size: None,
             generation: 0,
             size_generation: 0,
@@ -184,7 +191,15 @@ impl Screen {
             redraw: false,
             closed: false,
         };
-        Arc::new(Screen { vga, vram, settle, dirty, state: Mutex::new(state), changed: Condvar::new() })
+        Arc::new(Screen {
+            vga,
+            vram,
+            settle,
+            dirty,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            since: Instant::now(),
+        })
     }
 
     pub fn attach(self: &Arc<Screen>) -> Viewer {
@@ -219,14 +234,14 @@ impl Screen {
         self.changed.notify_all();
     }
 
-    /// The screen as a PNG, made smaller to `width_max` when it is wider. Needs no viewer and keeps nothing.
+    /// The screen as a PNG, made smaller to `width_max` when it is wider. Needs no viewer and keeps nothing. What blinks is lit.
     ///
     /// Errors: the picture could not be encoded.
     pub fn png(&self, width_max: Option<usize>) -> io::Result<Vec<u8>> {
         let before = self.lock().size;
         (self.settle)();
         let registers = self.vga.lock().unwrap_or_else(PoisonError::into_inner).registers();
-        let mut scan = ScanOut::new(&registers, self.vram.clone(), before);
+        let mut scan = ScanOut::new(&registers, self.vram.clone(), before, Blink::LIT);
         let (width, height) = scan.size();
         let small_width = width_max.unwrap_or(width).clamp(1, width.max(1));
         let small_height = (height * small_width / width.max(1)).max(1);
@@ -259,11 +274,13 @@ impl Screen {
         let (registers, mut dirty) = self.vga.lock().unwrap_or_else(PoisonError::into_inner).take_for_screen();
         dirty.merge(&(self.dirty)());
         let same = state.shown.as_deref() == Some(&registers) && !state.redraw && state.picture.is_some();
-        if same && !dirty.any() {
-            state.interval = (state.interval * 5 / 4).min(INTERVAL_AT_REST);
+        let lit = Blink::at(self.since.elapsed());
+        let blinked = state.lit.is_some_and(|before| before != lit);
+        if same && !dirty.any() && !blinked {
+            state.rest();
             return;
         }
-        let mut scan = ScanOut::new(&registers, self.vram.clone(), state.size);
+        let mut scan = ScanOut::new(&registers, self.vram.clone(), state.size, lit);
         let (width, height) = scan.size();
         let next = state.generation + 1;
         let mut changed = false;
@@ -275,19 +292,27 @@ impl Screen {
         }
         let Some(picture) = &mut state.picture else { return };
         let mut line = vec![0; width];
-        let all = changed || !same;
-        for y in (0..height).filter(|y| all || scan.is_dirty(*y, &dirty)).collect::<Vec<_>>() {
-            scan.line(y, &mut line);
-            changed |= picture.take_line(y, &line, next);
+        let (all, mut blinks) = (changed || !same, false);
+        for y in 0..height {
+            let line_blinks = scan.blinks(y);
+            blinks |= line_blinks;
+            if all || scan.is_dirty(y, &dirty) || blinked && line_blinks {
+                scan.line(y, &mut line);
+                changed |= picture.take_line(y, &line, next);
+            }
         }
+        let by_the_guest = !same || dirty.any();
         state.shown = Some(Box::new(registers));
+        state.lit = blinks.then_some(lit);
         state.redraw = false;
         if changed {
             state.generation = next;
-            state.interval = INTERVAL;
             self.changed.notify_all();
+        }
+        if changed && by_the_guest {
+            state.interval = INTERVAL;
         } else {
-            state.interval = (state.interval * 5 / 4).min(INTERVAL_AT_REST);
+            state.rest();
         }
     }
 
@@ -305,6 +330,11 @@ impl State {
             due: self.until_refresh().is_zero(),
             picture: self.picture.as_ref(),
         }
+    }
+
+    /// Looks less often: the guest changed nothing.
+    fn rest(&mut self) {
+        self.interval = (self.interval * 5 / 4).min(INTERVAL_AT_REST);
     }
 
     fn until_refresh(&self) -> Duration {
@@ -517,6 +547,67 @@ pub(crate) mod tests {
         assert_eq!(*bench.held.lock().unwrap(), []);
         look(&viewer);
         assert_eq!(changed(&viewer, second), corner, "the picture left the damage to the viewer");
+    }
+
+    #[test]
+    fn a_cursor_blinks_before_whoever_looks_and_stands_still_in_a_picture() {
+        let bench = Bench::new();
+        bench.vga.lock().unwrap().start_in_text_mode();
+        let viewer = bench.screen.attach();
+        let start = Instant::now();
+        let still = bench.screen.png(None).unwrap();
+        let mut seen = look(&viewer);
+        for _ in 0..3 {
+            let before = seen;
+            while seen == before {
+                assert!(start.elapsed() < Duration::from_secs(5));
+                std::thread::sleep(Duration::from_millis(10));
+                seen = look(&viewer);
+            }
+            assert_eq!(changed(&viewer, before), [Rect { x: 0, y: 0, width: 64, height: 16 }]);
+            assert_eq!(bench.screen.png(None).unwrap(), still);
+        }
+        assert_eq!(bench.screen.lock().interval, INTERVAL_AT_REST, "the guest did nothing");
+        let write = |register: u64| {
+            let mut function = vga::pci_function(&bench.vga);
+            function.bar_write(2, Access::new(0x414, Width::B2), register).unwrap();
+        };
+        write(0x200a);
+        look(&viewer);
+        assert_eq!(bench.screen.lock().lit, None, "nothing blinks without a cursor");
+    }
+
+    #[test]
+    fn whatever_changes_the_picture_reaches_viewers() {
+        let bench = Bench::new();
+        bench.vga.lock().unwrap().start_in_text_mode();
+        let mut function = vga::pci_function(&bench.vga);
+        let window = vga::window(&bench.vga).1;
+        let viewer = bench.screen.attach();
+        function.bar_write(2, Access::new(0x414, Width::B2), 0x200a).unwrap();
+        for (what, at, width, value) in [
+            ("text", 0x1_8000, Width::B2, 0x1741),
+            ("start address", 0x414, Width::B2, 0x010d),
+            ("its way back", 0x414, Width::B2, 0x000d),
+            ("line compare", 0x414, Width::B2, 0x0818),
+            ("its high bits", 0x414, Width::B2, 0x0007),
+            ("its highest bit", 0x414, Width::B2, 0x0f09),
+            ("the DAC's index", 0x408, Width::B1, 1),
+            ("the DAC", 0x409, Width::B1, 0x3f),
+            ("the attribute index", 0x400, Width::B1, 0),
+            ("its data", 0x400, Width::B1, 0),
+            ("screen on", 0x400, Width::B1, 0x20),
+            ("screen off", 0x404, Width::B2, 0x2001),
+        ] {
+            let before = look(&viewer);
+            if at >= 0x1_0000 {
+                window.lock().unwrap().write(Access::new(at, width), value).unwrap();
+            } else {
+                function.bar_write(2, Access::new(at, width), value).unwrap();
+            }
+            let changes = !matches!(what, "the DAC's index" | "its data" | "its high bits" | "line compare");
+            assert_eq!(look(&viewer) > before, changes, "{what}");
+        }
     }
 
     #[test]

@@ -4,11 +4,13 @@
 //! video memory (BAR0, mapped by KVM) and registers (BAR2). It has no interrupt and no thread, and draws nothing by itself:
 //! `screen.rs` asks for a picture when somebody looks.
 
+mod crtc;
 mod dispi;
 mod edid;
 mod font;
 mod registers;
 mod render;
+mod text;
 mod text_mode;
 mod window;
 
@@ -27,6 +29,7 @@ use super::{
 use registers::Ports;
 pub(crate) use registers::Registers;
 pub(crate) use render::ScanOut;
+pub(crate) use text::Blink;
 pub use text_mode::{TEXT_SCREEN, TextScreen};
 
 /// The size of video memory and of BAR0.

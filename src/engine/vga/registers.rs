@@ -3,6 +3,8 @@
 //! Source: IBM VGA Technical Reference (video subsystem). Values are kept as written, within the bits that exist; `render.rs`
 //! and `window.rs` give them their meaning.
 
+use std::time::{Duration, Instant};
+
 use super::dispi::Dispi;
 
 /// Everything that decides what the screen shows, apart from video memory.
@@ -55,8 +57,47 @@ pub(super) struct Ports {
     dac_last_was_read: bool,
     feature: u8,
     enabled: u8,
-    /// Input status 1 says "in retrace" at every other read: programs that wait for either edge go on at once.
-    in_retrace: bool,
+    beam: Beam,
+}
+
+/// The beam of a picture of 70 Hz, as input status 1 tells of it.
+#[derive(Debug)]
+struct Beam {
+    since: Instant,
+    /// The first frame whose retrace nobody has seen.
+    unseen_frame: u64,
+    in_line_blank: bool,
+}
+
+/// 449 lines at 31.5 kHz, of which the last 49 are blank and the last two the retrace (IBM VGA, 400-line modes).
+const FRAME_US: u64 = 14_268;
+const BLANK_US: u64 = 49 * FRAME_US / 449;
+const RETRACE_US: u64 = 2 * FRAME_US / 449;
+
+const DISPLAY_DISABLED: u8 = 0x01;
+const VERTICAL_RETRACE: u8 = 0x08;
+
+impl Default for Beam {
+    fn default() -> Beam {
+        Beam { since: Instant::now(), unseen_frame: 0, in_line_blank: false }
+    }
+}
+
+impl Beam {
+    /// Input status 1 at a time since power on.
+    ///
+    /// Programs read this in a loop, and each read is an exit: what is shorter than an exit must not be missed. A retrace that came
+    /// and went between two reads is told late, once; the blank at the end of each line comes at every other read.
+    fn status(&mut self, time: Duration) -> u8 {
+        let time_us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let (frame, in_frame_us) = (time_us / FRAME_US, time_us % FRAME_US);
+        let retrace_now = in_frame_us >= FRAME_US - RETRACE_US;
+        let retrace = retrace_now || self.unseen_frame < frame;
+        self.unseen_frame = self.unseen_frame.max(if retrace_now { frame + 1 } else { frame });
+        self.in_line_blank = !self.in_line_blank;
+        let blank = retrace || in_frame_us >= FRAME_US - BLANK_US || self.in_line_blank;
+        (if blank { DISPLAY_DISABLED } else { 0 }) | if retrace { VERTICAL_RETRACE } else { 0 }
+    }
 }
 
 impl Ports {
@@ -90,8 +131,7 @@ impl Ports {
             0x3b5 | 0x3d5 => get(&registers.crtc, self.crtc_index),
             0x3ba | 0x3da => {
                 self.attribute_data_next = false;
-                self.in_retrace = !self.in_retrace;
-                if self.in_retrace { 0x09 } else { 0 }
+                self.beam.status(self.beam.since.elapsed())
             }
             _ => 0xff,
         }
@@ -217,5 +257,38 @@ impl Registers {
         } else {
             (select & 0xc) << 4 | palette & 0x3f
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_retrace_comes_with_each_frame_and_is_never_missed() {
+        let at = |us: u64| Duration::from_micros(us);
+        let retrace = |beam: &mut Beam, us: u64| beam.status(at(us)) & VERTICAL_RETRACE != 0;
+        let mut beam = Beam::default();
+        let seen: Vec<u64> = (0..4 * FRAME_US).step_by(10).filter(|us| retrace(&mut beam, *us)).collect();
+        assert!(seen.iter().all(|us| us % FRAME_US >= FRAME_US - RETRACE_US));
+        assert_eq!(seen.chunk_by(|a, b| b - a == 10).count(), 4, "once a frame");
+
+        let mut beam = Beam::default();
+        assert!(!retrace(&mut beam, 0));
+        assert!(retrace(&mut beam, FRAME_US + 1), "late");
+        assert!(!retrace(&mut beam, FRAME_US + 2), "once");
+        assert!(retrace(&mut beam, 9 * FRAME_US), "one for many");
+        assert!(!retrace(&mut beam, 9 * FRAME_US + 1));
+        assert!(retrace(&mut beam, 10 * FRAME_US - 1));
+        assert!(!retrace(&mut beam, 10 * FRAME_US), "seen in time, so not told again");
+    }
+
+    #[test]
+    fn lines_end_at_every_other_read_and_a_retrace_is_blank() {
+        let mut beam = Beam::default();
+        let seen: Vec<u8> = (0..6).map(|us| beam.status(Duration::from_micros(us))).collect();
+        assert_eq!(seen, [1, 0, 1, 0, 1, 0]);
+        let end = Duration::from_micros(FRAME_US - 1);
+        assert_eq!([beam.status(end), beam.status(end)], [9, 9]);
     }
 }

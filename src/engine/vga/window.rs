@@ -1,12 +1,18 @@
 //! The window at 0xa0000: how the graphics controller lets a processor reach four planes (IBM VGA Technical Reference).
 //!
-//! Byte `p` of the four bytes at `4 * n` is address `n` of plane `p`. Text, planar and 256-colour modes all fall out of that.
+//! Byte `p` of the four bytes at `4 * n` is address `n` of plane `p`. Text, planar and 256-colour modes all fall out of that. As on
+//! the cards of the time, odd/even modes reach every other address of their planes and chained ones every fourth; the CRT
+//! controller, in word and doubleword mode, shows the same.
 
 use super::{
+    VRAM_BYTES,
     dispi::{DispiMode, PixelLayout},
     registers::Registers,
 };
 use crate::engine::memory::HostRegion;
+
+/// The size of each of the four planes of VGA modes.
+pub(super) const PLANE_BYTES: usize = 64 << 10;
 
 /// What a byte of the window stands for.
 enum Target {
@@ -83,31 +89,36 @@ fn through_the_pipeline(graphics: &[u8; 9], latches: u32, value: u8) -> u32 {
 }
 
 fn target(registers: &Registers, offset: usize, write: bool) -> Option<Target> {
-    let bank = match registers.dispi.mode() {
-        Some(DispiMode { pixels: PixelLayout::Planar, .. }) => registers.dispi.bank_start(),
+    // The planes of the display interface are larger, and its banks choose a part of them.
+    let (bank, plane_bytes) = match registers.dispi.mode() {
+        Some(DispiMode { pixels: PixelLayout::Planar, .. }) => (registers.dispi.bank_start(), VRAM_BYTES / 4),
         Some(_) => return (offset < 0x1_0000).then_some(Target::Byte(registers.dispi.bank_start() + offset)),
-        None => 0,
+        None => (0, PLANE_BYTES),
     };
     // Where the window lies, "memory map" in the miscellaneous graphics register.
-    let offset = match registers.graphics[6] >> 2 & 3 {
-        0 => offset,
-        1 => Some(offset).filter(|offset| *offset < 0x1_0000)?,
-        2 => offset.checked_sub(0x1_0000).filter(|offset| *offset < 0x8000)?,
-        _ => offset.checked_sub(0x1_8000)?,
+    let (offset, upper_half) = match registers.graphics[6] >> 2 & 3 {
+        0 => (offset & 0xffff, offset >> 16 & 1),
+        1 => (Some(offset).filter(|offset| *offset < 0x1_0000)?, 0),
+        2 => (offset.checked_sub(0x1_0000).filter(|offset| *offset < 0x8000)?, 0),
+        _ => (offset.checked_sub(0x1_8000)?, 0),
     };
     let read_map = registers.graphics[4];
     let chained4 = registers.sequencer[4] & 0x08 != 0;
     // Reads and writes have their own "odd/even" bits; programs set both.
     let odd_even = if write { registers.sequencer[4] & 0x04 == 0 } else { registers.graphics[5] & 0x10 != 0 };
-    Some(if chained4 {
+    let (address, planes, read) = if chained4 {
         let plane = (offset & 3) as u8;
-        Target::Planes { at: offset & !3, planes: 1 << plane, read: plane }
+        (offset & !3, 1 << plane, plane)
     } else if odd_even {
         let odd = (offset & 1) as u8;
-        Target::Planes { at: 4 * (offset >> 1), planes: 0b0101 << odd, read: read_map & 2 | odd }
+        // "Chain odd/even": address bit 0 chooses the planes, and what takes its place is the half of a window of 128 KiB. The
+        // page bit of the miscellaneous output register, on which documents differ, counts as all modes set it.
+        let address = if registers.graphics[6] & 2 != 0 { offset & !1 | upper_half } else { offset };
+        (address, 0b0101 << odd, read_map & 2 | odd)
     } else {
-        Target::Planes { at: 4 * (bank + offset), planes: 0xf, read: read_map }
-    })
+        (offset, 0xf, read_map)
+    };
+    Some(Target::Planes { at: 4 * ((bank + address) % plane_bytes), planes, read })
 }
 
 fn get(vram: &HostRegion, at: usize) -> u32 {
