@@ -41,14 +41,13 @@ use super::{
     uart::Uart,
     vga::{self, SharedVga, Vga},
     virtio::{
-        VirtioDevice,
+        VirtioDevice, Worker,
         block::Block,
         console::Console,
         input::{Tablet, TabletInput},
         net::Net,
         pci::VirtioPci,
         rng::Rng,
-        worker::Worker,
     },
 };
 use crate::spec::{self, BootFrom, DiskBus, GuestSpec};

@@ -2,6 +2,11 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
+use rustix::{
+    fs::{FallocateFlags, fallocate},
+    io::Errno,
+};
+
 use super::memory::{GuestRam, RamSpan};
 
 /// The smallest unit of a disk.
@@ -53,6 +58,11 @@ pub trait BlockBackend: Send + Sync {
     fn read_bytes(&self, at: u64, into: &mut [u8]) -> Result<(), BlockError>;
     /// Every write that returned before this call is durable when it returns.
     fn flush(&self) -> Result<(), BlockError>;
+    /// The guest does not need these bytes any more; what they read as afterwards is not said. The host's space is freed
+    /// where the host can.
+    fn discard(&self, at: u64, bytes: u64) -> Result<(), BlockError>;
+    /// These bytes read as zero afterwards. The host's space is freed where the host can.
+    fn write_zeroes(&self, at: u64, bytes: u64) -> Result<(), BlockError>;
 }
 
 /// A raw image file.
@@ -73,6 +83,44 @@ impl RawFile {
         let end = at.saturating_add(bytes);
         if end > size_bytes { Err(BlockError::OutOfRange { end, size_bytes }) } else { Ok(()) }
     }
+
+    fn check_write(&self, at: u64, bytes: u64) -> Result<(), BlockError> {
+        if self.shape.read_only {
+            return Err(BlockError::ReadOnly);
+        }
+        self.check(at, bytes)?;
+        // A file that was cut would grow back with a hole; the guest must not believe in what was there.
+        if self.file.metadata().map_err(classify)?.len() < self.shape.size_bytes {
+            return Err(BlockError::Shrunk);
+        }
+        Ok(())
+    }
+
+    /// Makes a hole, which reads as zero; false where the host cannot.
+    fn punch(&self, at: u64, bytes: u64) -> Result<bool, BlockError> {
+        if bytes == 0 {
+            return Ok(true);
+        }
+        match fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, bytes) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+            Err(error) => Err(classify(error.into())),
+        }
+    }
+}
+
+/// One write of zeros where holes cannot be made.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Writes `bytes` zeros from `at` on, piece by piece.
+fn write_zeros(file: &File, mut at: u64, bytes: u64) -> io::Result<()> {
+    let end = at + bytes;
+    while at < end {
+        let piece = ZEROS.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+        file.write_all_at(ZEROS.get(..piece).unwrap_or_default(), at)?;
+        at += piece as u64;
+    }
+    Ok(())
 }
 
 fn total(spans: &[RamSpan]) -> u64 {
@@ -98,15 +146,8 @@ impl BlockBackend for RawFile {
         if done < bytes { Err(BlockError::Shrunk) } else { Ok(()) }
     }
     fn write(&self, ram: &GuestRam, at: u64, from: &[RamSpan]) -> Result<(), BlockError> {
-        if self.shape.read_only {
-            return Err(BlockError::ReadOnly);
-        }
         let bytes = total(from);
-        self.check(at, bytes)?;
-        // A file that was cut would grow back with a hole; the guest must not believe in what was there.
-        if self.file.metadata().map_err(classify)?.len() < self.shape.size_bytes {
-            return Err(BlockError::Shrunk);
-        }
+        self.check_write(at, bytes)?;
         let done = ram.write_file(&self.file, at, from).map_err(classify)?;
         if done < bytes { Err(BlockError::NoSpace) } else { Ok(()) }
     }
@@ -119,6 +160,14 @@ impl BlockBackend for RawFile {
     }
     fn flush(&self) -> Result<(), BlockError> {
         if self.shape.read_only { Ok(()) } else { self.file.sync_data().map_err(classify) }
+    }
+    fn discard(&self, at: u64, bytes: u64) -> Result<(), BlockError> {
+        self.check_write(at, bytes)?;
+        self.punch(at, bytes).map(|_| ())
+    }
+    fn write_zeroes(&self, at: u64, bytes: u64) -> Result<(), BlockError> {
+        self.check_write(at, bytes)?;
+        if self.punch(at, bytes)? { Ok(()) } else { write_zeros(&self.file, at, bytes).map_err(classify) }
     }
 }
 
@@ -155,6 +204,22 @@ pub(crate) mod tests {
         let mut seen = [0; 4];
         disk.read_bytes(512, &mut seen).unwrap();
         assert_eq!(&seen, b"kept");
+        ram.write(Gpa(0x1000), &[7; 4096]).unwrap();
+        for (at, bytes, good) in [(SIZE, 512, false), (u64::MAX, 1, false), (0, u64::MAX, false), (SIZE, 0, true)] {
+            assert_eq!(disk.discard(at, bytes).is_ok(), good, "discard {bytes} at {at}");
+            assert_eq!(disk.write_zeroes(at, bytes).is_ok(), good, "zero {bytes} at {at}");
+        }
+        for (at, bytes) in [(8192, 4096), (12288 + 512, 512)] {
+            disk.write(&ram, 8192, &span(4096)).unwrap();
+            disk.write(&ram, 12288, &span(4096)).unwrap();
+            disk.write_zeroes(at, bytes).unwrap();
+            let mut seen = [0; 8192];
+            disk.read_bytes(8192, &mut seen).unwrap();
+            for (index, byte) in (8192..).zip(seen) {
+                assert_eq!(byte, if (at..at + bytes).contains(&index) { 0 } else { 7 }, "{index}");
+            }
+        }
+        disk.discard(0, SIZE).unwrap();
         let outside = [RamSpan { at: Gpa(0xa_0000), bytes: 512 }];
         assert!(matches!(disk.read(&ram, 0, &outside), Err(BlockError::BadSpan)));
     }
@@ -169,6 +234,29 @@ pub(crate) mod tests {
     #[test]
     fn raw_files_keep_the_contract() {
         check_backend(|bytes| raw(bytes).0);
+    }
+
+    #[test]
+    fn zeros_are_written_where_no_hole_can_be_made() {
+        let (disk, file) = raw(256 << 10);
+        file.write_all_at(&[7; 256 << 10], 0).unwrap();
+        write_zeros(&file, 1000, 150_000).unwrap();
+        let mut seen = vec![0; 256 << 10];
+        disk.read_bytes(0, &mut seen).unwrap();
+        assert!(seen.iter().enumerate().all(|(at, byte)| (*byte == 0) == (1000..151_000).contains(&at)));
+    }
+
+    #[test]
+    fn a_discard_frees_the_hosts_space() {
+        use std::os::unix::fs::MetadataExt;
+        let (disk, file) = raw(1 << 20);
+        file.write_all_at(&vec![7; 1 << 20], 0).unwrap();
+        file.sync_all().unwrap();
+        let before = file.metadata().unwrap().blocks();
+        disk.discard(0, 1 << 20).unwrap();
+        let metadata = file.metadata().unwrap();
+        assert_eq!(metadata.len(), 1 << 20);
+        assert!(metadata.blocks() < before || before == 0, "{} and before {before}", metadata.blocks());
     }
 
     #[test]
@@ -194,5 +282,7 @@ pub(crate) mod tests {
         let ram = GuestRam::new(2 << 20).unwrap();
         let span = [RamSpan { at: Gpa(0), bytes: 512 }];
         assert!(matches!(disk.write(&ram, 0, &span), Err(BlockError::ReadOnly)));
+        assert!(matches!(disk.discard(0, 512), Err(BlockError::ReadOnly)));
+        assert!(matches!(disk.write_zeroes(0, 512), Err(BlockError::ReadOnly)));
     }
 }

@@ -16,6 +16,9 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+/// Told when the host cannot serve a request: a sentence for the guest's page. The machine pauses the guest.
+pub type FaultReport = Arc<dyn Fn(String) + Send + Sync>;
+
 /// What becomes of a request that the host could not serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {

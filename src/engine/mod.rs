@@ -45,3 +45,4 @@ pub mod vcpu;
 pub mod vga;
 pub mod virtio;
 pub mod vm;
+pub mod worker;

@@ -16,7 +16,7 @@ const STATUS_INTERRUPT: u8 = 1 << 3;
 const STATUS_CAPABILITIES: u8 = 1 << 4;
 const BAR_0: usize = 0x10;
 const CAP_ID_MSIX: u8 = 0x11;
-/// The BAR that MSI-X structures live in.
+/// The BAR that MSI-X structures live in, of most functions.
 pub const MSIX_BAR: u8 = 1;
 
 /// Stored bytes, and which of their bits the guest may write.
@@ -26,6 +26,7 @@ pub struct ConfigSpace {
     reset: [u8; CONFIG_BYTES],
     bars: Vec<BarSpec>,
     msix_at: Option<u8>,
+    msix_bar: Option<u8>,
 }
 
 impl ConfigSpace {
@@ -37,6 +38,7 @@ impl ConfigSpace {
             reset: [0; CONFIG_BYTES],
             bars: function.bars().to_vec(),
             msix_at: None,
+            msix_bar: (msix_vectors > 0).then(|| function.msix_bar()),
         };
         let id = function.identity();
         config.put(0x00, &id.vendor.to_le_bytes());
@@ -50,8 +52,8 @@ impl ConfigSpace {
         config.allow(COMMAND, &COMMAND_WRITABLE.to_le_bytes());
         config.allow(0x0c, &[0xff, 0xff]); // cache line size, latency timer: kept, without meaning
         config.allow(INTERRUPT_LINE, &[0xff]);
-        if msix_vectors > 0 {
-            config.bars.push(BarSpec { index: MSIX_BAR, size_bytes: msix::BAR_BYTES, kind: BarKind::Registers });
+        if let Some(index) = config.msix_bar {
+            config.bars.push(BarSpec { index, size_bytes: msix::BAR_BYTES, kind: BarKind::Registers });
         }
         for bar in config.bars.clone() {
             config.add_bar(bar);
@@ -74,6 +76,10 @@ impl ConfigSpace {
     /// Where the MSI-X capability starts.
     pub fn msix_at(&self) -> Option<u8> {
         self.msix_at
+    }
+    /// The BAR with the MSI-X table.
+    pub fn msix_bar(&self) -> Option<u8> {
+        self.msix_bar
     }
     pub fn command(&self) -> u16 {
         self.u16_at(COMMAND)
@@ -143,10 +149,10 @@ impl ConfigSpace {
     }
 
     fn add_capabilities(&mut self, mut capabilities: Vec<Capability>, msix_vectors: u16) {
-        if msix_vectors > 0 {
+        if let Some(bar) = self.msix_bar {
             let mut body = (msix_vectors - 1).to_le_bytes().to_vec();
-            body.extend(u32::from(MSIX_BAR).to_le_bytes());
-            body.extend((msix::PBA_OFFSET | u32::from(MSIX_BAR)).to_le_bytes());
+            body.extend(u32::from(bar).to_le_bytes());
+            body.extend((msix::PBA_OFFSET | u32::from(bar)).to_le_bytes());
             capabilities.insert(0, Capability { id: CAP_ID_MSIX, body });
         }
         let mut link = CAPABILITIES;

@@ -99,6 +99,10 @@ pub trait PciFunction: Send {
     fn config_bytes(&self) -> Vec<ConfigByte> {
         Vec::new()
     }
+    /// The BAR with the MSI-X table, for a function that has vectors. None of its own BARs may reach into it.
+    fn msix_bar(&self) -> u8 {
+        config::MSIX_BAR
+    }
     fn doorbells(&self) -> Vec<Doorbell> {
         Vec::new()
     }

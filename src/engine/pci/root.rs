@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     BarKind, BarSpec, DevFn, PciFunction,
-    config::{COMMAND_INTX_DISABLE, ConfigSpace, MSIX_BAR},
+    config::{COMMAND_INTX_DISABLE, ConfigSpace},
     intx::Intx,
     msix::{Msix, MsixTable},
 };
@@ -184,7 +184,7 @@ impl Mover<'_> {
             self.placement.place_video_ram(Some(at));
             return true;
         }
-        let device: Arc<Mutex<dyn BusDevice>> = if self.bar.index == MSIX_BAR && self.slot.msix.vectors() > 0 {
+        let device: Arc<Mutex<dyn BusDevice>> = if self.slot.config.msix_bar() == Some(self.bar.index) {
             Arc::new(Mutex::new(MsixTable(Arc::clone(&self.slot.msix))))
         } else {
             Arc::new(Mutex::new(BarRegion { function: Arc::clone(&self.slot.function), bar: self.bar.index }))

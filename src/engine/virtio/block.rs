@@ -9,13 +9,14 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::{
-    Features, Kind, Running, VirtioDevice,
+    Features, Kind, Running, VirtioDevice, Worker,
     queue::{self, Chain, Malformed},
-    worker::{Served, Stop, Work, Worker},
 };
 use crate::engine::{
     disk::{BlockBackend, BlockError, SECTOR_BYTES},
+    fault::FaultReport,
     memory::{GuestRam, RamSpan},
+    worker::{Served, Stop, Work},
 };
 
 const QUEUE_SIZE: u16 = 256;
@@ -24,9 +25,6 @@ const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
 const HEADER_BYTES: u64 = 16;
 const SERIAL_BYTES: usize = 20;
 const CONFIG_BYTES: usize = 36;
-
-/// Told when the host cannot serve a request: a sentence for the guest's page. The machine pauses the guest.
-pub type FaultReport = Arc<dyn Fn(String) + Send + Sync>;
 
 pub struct Block {
     worker: Worker,
@@ -86,7 +84,7 @@ struct Requests {
     waiting: bool,
 }
 
-impl Work for Requests {
+impl Work<Running> for Requests {
     fn serve(&mut self, running: &mut Running, stop: &Stop) -> Result<Served, Malformed> {
         let Running { ram, queues, interrupts, .. } = running;
         let queue = queues.first_mut().ok_or(Malformed)?;
@@ -283,6 +281,12 @@ mod tests {
             self.transfer(0, &[], |_, _| {})?;
             self.note("flush".into());
             Ok(())
+        }
+        fn discard(&self, _: u64, _: u64) -> Result<(), BlockError> {
+            Err(BlockError::BadSpan)
+        }
+        fn write_zeroes(&self, _: u64, _: u64) -> Result<(), BlockError> {
+            Err(BlockError::BadSpan)
         }
     }
 

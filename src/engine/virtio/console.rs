@@ -10,11 +10,14 @@ use std::{
 use rustix::event::{PollFd, PollFlags};
 
 use super::{
-    Features, Interrupts, Kind, Running, VirtioDevice,
+    Features, Interrupts, Kind, Running, VirtioDevice, Worker,
     queue::{Chain, Malformed, VirtQueue},
-    worker::{Served, Stop, Work, Worker},
 };
-use crate::engine::{event::Event, memory::GuestRam};
+use crate::engine::{
+    event::Event,
+    memory::GuestRam,
+    worker::{Served, Stop, Work},
+};
 
 const F_MULTIPORT: u32 = 1;
 const PORTS_MAX: u32 = 2;
@@ -136,7 +139,7 @@ struct Ports {
     piece: Vec<u8>,
 }
 
-impl Work for Ports {
+impl Work<Running> for Ports {
     fn serve(&mut self, running: &mut Running, stop: &Stop) -> Result<Served, Malformed> {
         let multiport = running.has(F_MULTIPORT);
         let Running { ram, queues, interrupts, .. } = running;

@@ -9,11 +9,15 @@ use std::{
 use rustix::event::{PollFd, PollFlags};
 
 use super::{
-    Features, Interrupts, Kind, Running, VirtioDevice,
+    Features, Interrupts, Kind, Running, VirtioDevice, Worker,
     queue::{Chain, Malformed, VirtQueue},
-    worker::{Served, Stop, Work, Worker},
 };
-use crate::engine::{event::Event, input::POINTER_MAX, memory::GuestRam};
+use crate::engine::{
+    event::Event,
+    input::POINTER_MAX,
+    memory::GuestRam,
+    worker::{Served, Stop, Work},
+};
 
 const CFG_ID_NAME: u8 = 0x01;
 const CFG_ID_SERIAL: u8 = 0x02;
@@ -161,7 +165,7 @@ struct Feed {
     chain: Chain,
 }
 
-impl Work for Feed {
+impl Work<Running> for Feed {
     fn serve(&mut self, running: &mut Running, stop: &Stop) -> Result<Served, Malformed> {
         let Running { ram, queues, interrupts, .. } = running;
         let [events, rest @ ..] = queues.as_mut_slice() else { return Err(Malformed) };

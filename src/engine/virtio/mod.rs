@@ -8,15 +8,14 @@ pub mod net;
 pub mod pci;
 pub mod queue;
 pub mod rng;
-pub mod worker;
 
 use std::sync::{
     Arc, Mutex, PoisonError,
     atomic::{AtomicBool, AtomicU16, Ordering},
 };
 
-use self::{queue::VirtQueue, worker::Worker};
-use super::{irq::IrqLine, memory::GuestRam, pci::msix::Msix};
+use self::queue::VirtQueue;
+use super::{irq::IrqLine, memory::GuestRam, pci::msix::Msix, worker};
 
 /// Feature bits; `virtio-bindings` has their numbers.
 pub type Features = u64;
@@ -33,6 +32,9 @@ pub enum Kind {
     Entropy = 4,
     Input = 18,
 }
+
+/// The thread of a virtio device.
+pub type Worker = worker::Worker<Running>;
 
 /// A device's behaviour. The transport calls it with the device's lock held.
 pub trait VirtioDevice: Send {
@@ -55,6 +57,12 @@ pub struct Running {
     pub queues: Vec<VirtQueue>,
     pub interrupts: Arc<Interrupts>,
     pub features: Features,
+}
+
+impl worker::Session for Running {
+    fn set_broken(&self) {
+        self.interrupts.set_needs_reset();
+    }
 }
 
 impl Running {

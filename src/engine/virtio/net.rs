@@ -14,12 +14,15 @@ use rustix::event::{PollFd, PollFlags};
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS};
 
 use super::{
-    Features, Interrupts, Kind, Running, VirtioDevice,
+    Features, Interrupts, Kind, Running, VirtioDevice, Worker,
     queue::{Chain, Malformed, VirtQueue},
-    worker::{Served, Stop, Work, Worker},
 };
 use crate::{
-    engine::{addresses::AddressWatch, memory::GuestRam},
+    engine::{
+        addresses::AddressWatch,
+        memory::GuestRam,
+        worker::{Served, Stop, Work},
+    },
     spec::NetworkBackend,
     types::MacAddr,
 };
@@ -108,7 +111,7 @@ struct Frames {
 /// The other end is gone.
 struct Gone;
 
-impl Work for Frames {
+impl Work<Running> for Frames {
     fn serve(&mut self, running: &mut Running, stop: &Stop) -> Result<Served, Malformed> {
         let Running { ram, queues, interrupts, .. } = running;
         let [rx, tx] = queues.as_mut_slice() else { return Err(Malformed) };

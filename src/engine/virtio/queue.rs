@@ -4,14 +4,11 @@ use rustix::event::{PollFd, PollFlags};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::Interrupts;
+pub use crate::engine::worker::Malformed;
 use crate::engine::{
     event::Event,
     memory::{Gpa, GuestRam, OutsideRam, RamSpan},
 };
-
-/// The driver's ring or chain is broken; the device needs a reset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Malformed;
 
 /// One request: what the device may read, then what it may write. Reused from request to request.
 #[derive(Debug, Default)]

@@ -3,10 +3,10 @@
 use std::io;
 
 use super::{
-    Features, Kind, Running, VirtioDevice,
+    Features, Kind, Running, VirtioDevice, Worker,
     queue::{Chain, Malformed},
-    worker::{Served, Stop, Work, Worker},
 };
+use crate::engine::worker::{Served, Stop, Work};
 
 /// One request gets at most so much; the driver asks again.
 const FILL_BYTES_MAX: usize = 4096;
@@ -39,7 +39,7 @@ struct Fill {
     chain: Chain,
 }
 
-impl Work for Fill {
+impl Work<Running> for Fill {
     fn serve(&mut self, running: &mut Running, stop: &Stop) -> Result<Served, Malformed> {
         let Running { ram, queues, interrupts, .. } = running;
         let queue = queues.first_mut().ok_or(Malformed)?;

@@ -342,4 +342,11 @@ impl BlockBackend for Gate {
     fn flush(&self) -> Result<(), BlockError> {
         self.disk.flush()
     }
+    fn discard(&self, at: u64, bytes: u64) -> Result<(), BlockError> {
+        self.disk.discard(at, bytes)
+    }
+    fn write_zeroes(&self, at: u64, bytes: u64) -> Result<(), BlockError> {
+        self.pass()?;
+        self.disk.write_zeroes(at, bytes)
+    }
 }

@@ -16,14 +16,24 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::{Running, queue::Malformed};
-use crate::engine::event::Event;
+use super::event::Event;
 
-/// What a device does on its thread.
-pub trait Work: Send + 'static {
+/// The driver broke the rules so that its queue or ring cannot be served: the device needs a reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Malformed;
+
+/// What a worker has while the driver runs: moved in by `activate`, dropped by `reset`.
+pub trait Session: Send + 'static {
+    /// The driver broke the rules: nothing more is served until it resets the device, and it is told so. Called under the
+    /// worker's lock, so that this never comes after a reset.
+    fn set_broken(&self);
+}
+
+/// What a device does on its thread, with what it has while the driver runs.
+pub trait Work<S>: Send + 'static {
     /// Serves until `stop` is asked or nothing can be done. Called again after a hold: it first looks at every queue, as
     /// kicks may have been lost meanwhile. A loop that the driver can keep busy looks at `stop` in every round.
-    fn serve(&mut self, running: &mut Running, stop: &Stop) -> Result<Served, Malformed>;
+    fn serve(&mut self, session: &mut S, stop: &Stop) -> Result<Served, Malformed>;
     /// The driver reset the device: forget what belonged to it. Called by the thread that resets, while nothing is served.
     fn forget(&mut self) {}
 }
@@ -76,19 +86,24 @@ impl Stop {
 }
 
 /// The machine's and the transport's hold on a worker.
-#[derive(Clone)]
-pub struct Worker(Arc<Shared>);
+pub struct Worker<S>(Arc<Shared<S>>);
 
-struct Shared {
-    state: Mutex<State>,
+impl<S> Clone for Worker<S> {
+    fn clone(&self) -> Worker<S> {
+        Worker(Arc::clone(&self.0))
+    }
+}
+
+struct Shared<S> {
+    state: Mutex<State<S>>,
     changed: Condvar,
     stop: Stop,
 }
 
-struct State {
-    /// `None` while the thread serves: it has taken this and `running` out.
-    work: Option<Box<dyn Work>>,
-    running: Option<Running>,
+struct State<S> {
+    /// `None` while the thread serves: it has taken this and `session` out.
+    work: Option<Box<dyn Work<S>>>,
+    session: Option<S>,
     /// How many callers wait for the thread to come out; it does not begin anew before they have had their turn.
     stoppers: usize,
     /// The machine is paused.
@@ -99,22 +114,22 @@ struct State {
 
 const STACK_BYTES: usize = 256 << 10;
 
-impl Worker {
+impl<S: Session> Worker<S> {
     /// Makes the thread, parked.
-    pub fn spawn(name: &str, work: impl Work) -> io::Result<Worker> {
+    pub fn spawn(name: &str, work: impl Work<S>) -> io::Result<Worker<S>> {
         let stop = Stop { asked: AtomicBool::new(false), event: Event::new()? };
-        let work: Option<Box<dyn Work>> = Some(Box::new(work));
-        let state = State { work, running: None, stoppers: 0, held: false, faulted: false };
+        let work: Option<Box<dyn Work<S>>> = Some(Box::new(work));
+        let state = State { work, session: None, stoppers: 0, held: false, faulted: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), stop });
         let thread = Arc::clone(&shared);
         std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(move || run(&thread))?;
         Ok(Worker(shared))
     }
 
-    /// The driver wrote DRIVER_OK. Returns at once.
-    pub fn activate(&self, running: Running) {
+    /// The driver set the device to work: virtio's DRIVER_OK, NVMe's CC.EN. Returns at once.
+    pub fn activate(&self, session: S) {
         let mut state = self.0.lock();
-        state.running = Some(running);
+        state.session = Some(session);
         self.0.changed.notify_all();
     }
 
@@ -122,7 +137,7 @@ impl Worker {
     /// that waits for the host is dropped.
     pub fn reset(&self) {
         let mut state = self.stop();
-        state.running = None;
+        state.session = None;
         state.faulted = false;
         if let Some(work) = &mut state.work {
             work.forget();
@@ -150,7 +165,7 @@ impl Worker {
     }
 
     /// Returns when the thread is out of `serve`. It stays out while the lock is held.
-    fn stop(&self) -> MutexGuard<'_, State> {
+    fn stop(&self) -> MutexGuard<'_, State<S>> {
         let mut state = self.0.lock();
         state.stoppers += 1;
         self.0.stop.ask();
@@ -166,47 +181,46 @@ impl Worker {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl<S> Shared<S> {
+    fn lock(&self) -> MutexGuard<'_, State<S>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn wait<'a>(&self, state: MutexGuard<'a, State<S>>) -> MutexGuard<'a, State<S>> {
         self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl<S> State<S> {
     /// What to serve, if it is time to.
-    fn take(&mut self) -> Option<(Box<dyn Work>, Running)> {
+    fn take(&mut self) -> Option<(Box<dyn Work<S>>, S)> {
         if self.held || self.faulted || self.stoppers > 0 {
             return None;
         }
-        let running = self.running.take()?;
-        Some((self.work.take()?, running))
+        let session = self.session.take()?;
+        Some((self.work.take()?, session))
     }
 }
 
-fn run(shared: &Shared) {
+fn run<S: Session>(shared: &Shared<S>) {
     let mut state = shared.lock();
     loop {
-        let Some((mut work, mut running)) = state.take() else {
+        let Some((mut work, mut session)) = state.take() else {
             state = shared.wait(state);
             continue;
         };
         drop(state);
-        let served = work.serve(&mut running, &shared.stop);
+        let served = work.serve(&mut session, &shared.stop);
         state = shared.lock();
         state.work = Some(work);
         match served {
-            Ok(Served::Stopped) => state.running = Some(running),
+            Ok(Served::Stopped) => state.session = Some(session),
             Ok(Served::HostFault) => {
                 state.faulted = true;
-                state.running = Some(running);
+                state.session = Some(session);
             }
-            // The driver must reset the device first; nothing is served until then. It is told under the lock, so that this
-            // never comes after a reset.
-            Err(Malformed) => running.interrupts.set_needs_reset(),
+            // The driver must reset the device first; nothing is served until then.
+            Err(Malformed) => session.set_broken(),
         }
         shared.changed.notify_all();
     }
@@ -228,7 +242,7 @@ mod tests {
         memory::GuestRam,
         pci::msix::{Msix, tests::Sent},
         virtio::{
-            Interrupts,
+            Interrupts, Running,
             testing::{DEADLINE, eventually},
         },
     };
@@ -246,7 +260,7 @@ mod tests {
 
     struct Counter(Arc<Counts>);
 
-    impl Work for Counter {
+    impl Work<Running> for Counter {
         fn serve(&mut self, running: &mut Running, stop: &Stop) -> Result<Served, Malformed> {
             self.0.served.fetch_add(1, Ordering::SeqCst);
             self.0.run.store(running.features, Ordering::SeqCst);
@@ -269,7 +283,7 @@ mod tests {
         Running { ram: GuestRam::new(1 << 20).unwrap(), queues: Vec::new(), interrupts, features: name }
     }
 
-    fn worker() -> (Worker, Arc<Counts>) {
+    fn worker() -> (Worker<Running>, Arc<Counts>) {
         let counts = Arc::new(Counts::default());
         (Worker::spawn("test", Counter(Arc::clone(&counts))).unwrap(), counts)
     }
@@ -337,7 +351,7 @@ mod tests {
         let (worker, counts) = worker();
         let (tell, told) = mpsc::channel();
         let rounds = 3_000;
-        type Job = Box<dyn Fn(&Worker, u64) + Send>;
+        type Job = Box<dyn Fn(&Worker<Running>, u64) + Send>;
         let jobs: [Job; 3] = [
             Box::new(|worker, _| {
                 worker.hold();
