@@ -122,6 +122,7 @@ pub struct DiskSpec {
 pub enum DiskBus {
     Virtio,
     Ahci,
+    Nvme,
 }
 
 impl DiskBus {
@@ -130,6 +131,7 @@ impl DiskBus {
         match self {
             DiskBus::Virtio => "virtio",
             DiskBus::Ahci => "ahci",
+            DiskBus::Nvme => "nvme",
         }
     }
 }
@@ -137,10 +139,10 @@ impl DiskBus {
 impl FromStr for DiskBus {
     type Err = BadValue;
     fn from_str(text: &str) -> Result<DiskBus, BadValue> {
-        [DiskBus::Virtio, DiskBus::Ahci]
+        [DiskBus::Virtio, DiskBus::Ahci, DiskBus::Nvme]
             .into_iter()
             .find(|bus| bus.as_str() == text)
-            .ok_or_else(|| BadValue("A disk is on virtio or ahci.".into()))
+            .ok_or_else(|| BadValue("A disk is on virtio, ahci or nvme.".into()))
     }
 }
 
@@ -191,7 +193,7 @@ impl GuestSpec {
             return bad("disk", format!("A guest has at most {DISKS_MAX} disks."));
         }
         if self.disks.iter().filter(|disk| disk.bus == DiskBus::Ahci).count() > AHCI_DISKS_MAX {
-            let text = format!("At most {AHCI_DISKS_MAX} disks are on AHCI; put the others on virtio.");
+            let text = format!("At most {AHCI_DISKS_MAX} disks are on AHCI; put the others on virtio or NVMe.");
             return bad("disk", text);
         }
         match &self.boot {
@@ -325,6 +327,15 @@ pub(crate) mod tests {
         assert!(with(&[], Some(FirstBoot::From(stranger))).unwrap_err().contains("no disk"));
         let kernel = GuestSpec { first_boot: Some(FirstBoot::Setup), ..sample() };
         assert_eq!(kernel.check().unwrap_err().field, "boot_order");
+    }
+
+    #[test]
+    fn every_bus_is_read_as_it_is_written() {
+        for bus in [DiskBus::Virtio, DiskBus::Ahci, DiskBus::Nvme] {
+            assert_eq!(bus.as_str().parse(), Ok(bus));
+            assert_eq!(serde_json::to_string(&bus).unwrap(), format!("\"{}\"", bus.as_str()));
+        }
+        assert!("ide".parse::<DiskBus>().is_err());
     }
 
     #[test]

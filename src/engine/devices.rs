@@ -21,7 +21,7 @@ use super::{
     debugcon::DebugConsole,
     disk::RawFile,
     facts::{BootDevice, FirstBoot, MachineFacts},
-    fault::HostFaults,
+    fault::{FaultReport, HostFaults},
     flash::Flash,
     fwcfg::FwCfg,
     i8042::I8042,
@@ -29,6 +29,7 @@ use super::{
     layout::{self, slot},
     log::GuestLog,
     memory::{Gpa, GuestRam, HostRegion},
+    nvme::{self, Nvme, NvmeDisk, NvmeIo},
     pci::{
         DevFn,
         root::{AddressPort, DataPort, PciRoot, Placement},
@@ -114,6 +115,7 @@ pub struct Devices {
     flash: Option<(Gpa, Arc<Mutex<Flash>>)>,
     faults: HostFaults,
     ahci: AhciIo,
+    nvme: Vec<NvmeIo>,
     workers: Vec<Worker>,
 }
 
@@ -163,7 +165,7 @@ impl Devices {
         if let Some(medium) = files.cd {
             tray.insert(RawFile::new(medium, true)?);
         }
-        let mut functions = Functions { root: &mut root, router: &router, ram, workers: Vec::new() };
+        let mut functions = Functions { root: &mut root, router: &router, ram, nvme: Vec::new(), workers: Vec::new() };
         let ahci = functions.add_storage(spec, files.disks, &tray, &faults, listeners)?;
         if let (Some(network), Some(fd)) = (&spec.network, files.network) {
             let watch = AddressWatch::new(Arc::clone(&listeners.addresses));
@@ -175,7 +177,7 @@ impl Devices {
         functions.add_virtio(slot::TABLET, tablet)?;
         let (agent, output) = agent::make(Arc::clone(&listeners.agent))?;
         functions.add_virtio(slot::CONSOLE, Console::new(agent.clone(), output)?)?;
-        let workers = functions.workers;
+        let Functions { nvme, workers, .. } = functions;
 
         let hub = ConsoleHub::new(SCROLLBACK_BYTES);
         let sink = Arc::clone(&hub);
@@ -209,6 +211,7 @@ impl Devices {
             flash,
             faults,
             ahci,
+            nvme,
             workers,
         };
         devices.map_fixed();
@@ -269,6 +272,9 @@ impl Devices {
         for worker in &self.workers {
             worker.hold();
         }
+        for controller in &self.nvme {
+            controller.hold();
+        }
         self.ahci.quiesce();
     }
 
@@ -278,6 +284,9 @@ impl Devices {
         self.faults.resume();
         for worker in &self.workers {
             worker.release();
+        }
+        for controller in &self.nvme {
+            controller.release();
         }
     }
 
@@ -333,6 +342,7 @@ struct Functions<'a> {
     root: &'a mut PciRoot,
     router: &'a PirqRouter,
     ram: &'a GuestRam,
+    nvme: Vec<NvmeIo>,
     workers: Vec<Worker>,
 }
 
@@ -343,6 +353,16 @@ impl Functions<'_> {
         let irq = self.router.join(layout::pirq(slot, 1));
         let ram = self.ram.clone();
         self.root.try_add(DevFn::new(slot, 0), irq, vectors, |wiring| VirtioPci::new(device, ram, &wiring))?;
+        Ok(())
+    }
+
+    fn add_nvme(&mut self, slot: u8, disk: NvmeDisk, report: FaultReport) -> io::Result<()> {
+        let irq = self.router.join(layout::pirq(slot, 1));
+        let ram = self.ram.clone();
+        let controller = self
+            .root
+            .try_add(DevFn::new(slot, 0), irq, nvme::VECTORS, |wiring| Nvme::new(ram, &wiring, disk, report))?;
+        self.nvme.push(lock(&controller).io());
         Ok(())
     }
 
@@ -364,6 +384,11 @@ impl Functions<'_> {
                 DiskBus::Virtio => {
                     let report = Arc::clone(&listeners.host_fault);
                     self.add_virtio(next_slot, Block::new(backend, &serial, report)?)?;
+                    next_slot += 1;
+                }
+                DiskBus::Nvme => {
+                    let report = Arc::clone(&listeners.host_fault);
+                    self.add_nvme(next_slot, NvmeDisk { serial, backend }, report)?;
                     next_slot += 1;
                 }
             }
@@ -408,13 +433,14 @@ fn boot_device(spec: &GuestSpec, from: &BootFrom) -> Option<BootDevice> {
     for disk in &spec.disks {
         let device = match disk.bus {
             DiskBus::Virtio => BootDevice::VirtioDisk { slot },
+            DiskBus::Nvme => BootDevice::NvmeDisk { slot },
             DiskBus::Ahci => BootDevice::AhciDisk { port },
         };
         if disk.id == *wanted {
             return Some(device);
         }
         match disk.bus {
-            DiskBus::Virtio => slot += 1,
+            DiskBus::Virtio | DiskBus::Nvme => slot += 1,
             DiskBus::Ahci => port += 1,
         }
     }

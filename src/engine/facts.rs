@@ -35,6 +35,7 @@ pub enum FirstBoot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BootDevice {
     VirtioDisk { slot: u8 },
+    NvmeDisk { slot: u8 },
     AhciDisk { port: u8 },
     AhciCd { port: u8 },
     Network { slot: u8 },

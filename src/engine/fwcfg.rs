@@ -315,6 +315,10 @@ fn boot_order(devices: &[BootDevice]) -> Vec<u8> {
     for device in devices {
         let written = match device {
             BootDevice::VirtioDisk { slot } => writeln!(out, "/pci@i0cf8/scsi@{slot:x}/disk@0,0"),
+            // SeaBIOS finds the controller by its address, `/pci@i0cf8/*@SLOT`, whatever follows. OVMF knows an NVMe disk only by
+            // the name that QEMU's first controller had, whichever ids this one has, and by the namespace's number and
+            // EUI-64 in hexadecimal, which is 0 as in Identify.
+            BootDevice::NvmeDisk { slot } => writeln!(out, "/pci@i0cf8/pci8086,5845@{slot:x}/namespace@1,0"),
             BootDevice::AhciDisk { port } | BootDevice::AhciCd { port } => {
                 writeln!(out, "/pci@i0cf8/pci8086,2922@{ahci:x}/drive@{port:x}/disk@0")
             }
@@ -413,6 +417,8 @@ mod tests {
             assert!(!rig.file(name).is_empty());
         }
         assert_eq!(boot_order(&[]), b"\0");
+        let nvme = boot_order(&[BootDevice::NvmeDisk { slot: 10 }]);
+        assert_eq!(nvme, b"/pci@i0cf8/pci8086,5845@a/namespace@1,0\0");
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub mod slot {
     pub const RNG: u8 = 5;
     pub const TABLET: u8 = 6;
     pub const CONSOLE: u8 = 7;
-    /// The first virtio disk; the others follow.
+    /// The first disk with a function of its own, on virtio or NVMe; the others follow.
     pub const DISK: u8 = 8;
 }
 

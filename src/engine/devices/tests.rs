@@ -70,12 +70,16 @@ struct Rig {
 
 /// `pc-1` with two processors, a virtio disk, an AHCI disk, a network and an empty CD drive.
 fn rig(memory_bytes: u64) -> Rig {
+    rig_with(memory_bytes, &[DiskBus::Virtio, DiskBus::Ahci])
+}
+
+fn rig_with(memory_bytes: u64, buses: &[DiskBus]) -> Rig {
     let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false };
     let network = NetworkSpec { mac: MacAddr([0x52, 0x54, 0, 1, 2, 3]), backend: NetworkBackend::Passt };
     let spec = GuestSpec {
         cpus: 2,
         memory_bytes,
-        disks: vec![disk(DiskBus::Virtio), disk(DiskBus::Ahci)],
+        disks: buses.iter().map(|bus| disk(*bus)).collect(),
         network: Some(network),
         ..sample_spec()
     };
@@ -88,7 +92,7 @@ fn rig(memory_bytes: u64) -> Rig {
     };
     let (near, far) = UnixStream::pair().unwrap();
     let files = DeviceFiles {
-        disks: vec![image(), image()],
+        disks: buses.iter().map(|_| image()).collect(),
         cd: None,
         network: Some(near.into()),
         vga_rom: Some(vec![0x55; 512]),
@@ -414,4 +418,28 @@ fn firmware_is_told_the_order_that_the_specification_says() {
     assert_eq!(first_boot(&spec), Some(FirstBoot::From(vec![third, cd, first, ahci])));
     spec.first_boot = Some(spec::FirstBoot::Setup);
     assert_eq!(first_boot(&spec), Some(FirstBoot::Menu));
+}
+
+#[test]
+fn disks_on_virtio_and_nvme_share_the_slots_in_their_order() {
+    let rig = rig_with(16 << 20, &[DiskBus::Nvme, DiskBus::Ahci, DiskBus::Virtio, DiskBus::Nvme]);
+    {
+        let mut root = rig.devices.pci.lock().unwrap();
+        let ids = [8, 9, 10, 11].map(|slot| root.read(DevFn::new(slot, 0), 0, Width::B4));
+        assert_eq!(ids, [0x0010_1b36, 0x1042_1af4, 0x0010_1b36, 0xffff_ffff]);
+    }
+    rig.devices.hold();
+    rig.devices.reset();
+    rig.devices.release();
+    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false };
+    let disks = [DiskBus::Nvme, DiskBus::Ahci, DiskBus::Virtio, DiskBus::Nvme].map(disk).to_vec();
+    let order = boot_order(&GuestSpec { disks, ..sample_spec() });
+    let expected = [
+        BootDevice::NvmeDisk { slot: 8 },
+        BootDevice::AhciDisk { port: 0 },
+        BootDevice::VirtioDisk { slot: 9 },
+        BootDevice::NvmeDisk { slot: 10 },
+        BootDevice::AhciCd { port: CD_PORT },
+    ];
+    assert_eq!(order, expected);
 }
