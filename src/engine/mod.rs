@@ -27,6 +27,7 @@ pub mod layout;
 pub mod log;
 pub mod machine;
 pub mod memory;
+pub mod net_backend;
 pub mod nvme;
 pub mod pci;
 pub mod pm;

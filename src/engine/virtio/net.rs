@@ -1,16 +1,8 @@
 //! virtio-net (virtio 1.2, 5.1) on a tap descriptor, or on a stream socket to `passt`. One pair of queues, one worker.
-//!
-//! A tap carries the same 12-byte header as the queue, so frames pass between the kernel and guest RAM without a copy here.
 
-use std::{
-    io::{self, Read, Write},
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::net::UnixStream,
-    },
-};
+use std::{io, os::fd::OwnedFd};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::PollFd;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS};
 
 use super::{
@@ -21,6 +13,7 @@ use crate::{
     engine::{
         addresses::AddressWatch,
         memory::GuestRam,
+        net_backend::{HEADER_BYTES, NetBackend},
         worker::{Served, Stop, Work},
     },
     spec::NetworkBackend,
@@ -28,11 +21,7 @@ use crate::{
 };
 
 const QUEUE_SIZE: u16 = 256;
-/// `struct virtio_net_hdr_v1` (virtio 1.2, 5.1.6).
-const HEADER_BYTES: usize = 12;
 const NUM_BUFFERS_OFFSET: u64 = 10;
-/// The longest frame either way, without offloads: an MTU of 64 KiB less a little.
-const FRAME_BYTES_MAX: usize = 65_550;
 const LINK_UP: u16 = 1;
 /// Frames before other work gets its turn.
 const BURST: usize = 256;
@@ -45,16 +34,8 @@ pub struct Net {
 impl Net {
     /// `fd` is made non-blocking. `watch` sees what the guest sends, to learn its addresses.
     pub fn new(fd: OwnedFd, backend: NetworkBackend, mac: MacAddr, watch: AddressWatch) -> io::Result<Net> {
-        let link = match backend {
-            NetworkBackend::Tap => Link::Tap(fd),
-            NetworkBackend::Passt => {
-                let stream = UnixStream::from(fd);
-                Link::Passt(Box::new(Passt { stream, inbox: Vec::new(), outbox: Vec::new(), sent: 0 }))
-            }
-        };
-        rustix::io::ioctl_fionbio(link.as_fd(), true)?;
-        let (rx_chain, tx_chain) = (Chain::default(), Chain::default());
-        let frames = Frames { link, broken: false, watch, rx_chain, rx_ready: false, tx_chain };
+        let backend = NetBackend::new(fd, backend, watch)?;
+        let frames = Frames { backend, rx_chain: Chain::default(), rx_ready: false, tx_chain: Chain::default() };
         Ok(Net { worker: Worker::spawn("net", frames)?, mac })
     }
 }
@@ -83,33 +64,13 @@ impl VirtioDevice for Net {
     }
 }
 
-enum Link {
-    Tap(OwnedFd),
-    Passt(Box<Passt>),
-}
-
-/// Frames behind a 32-bit big-endian length, both ways (passt(1), `--fd`).
-struct Passt {
-    stream: UnixStream,
-    inbox: Vec<u8>,
-    /// One frame on its way out, of which `sent` bytes are written: half a frame on a stream cannot be taken back.
-    outbox: Vec<u8>,
-    sent: usize,
-}
-
 struct Frames {
-    link: Link,
-    /// The other end is gone for good: the guest's frames are lost and none come.
-    broken: bool,
-    watch: AddressWatch,
+    backend: NetBackend,
     /// While `rx_ready`, a buffer of the guest that waits for a frame.
     rx_chain: Chain,
     rx_ready: bool,
     tx_chain: Chain,
 }
-
-/// The other end is gone.
-struct Gone;
 
 impl Work<Running> for Frames {
     fn serve(&mut self, running: &mut Running, stop: &Stop) -> Result<Served, Malformed> {
@@ -124,10 +85,9 @@ impl Work<Running> for Frames {
             if more {
                 continue;
             }
-            let wanted = self.wanted();
-            let (kicks, link) = ([rx.kicked(), tx.kicked()], PollFd::from_borrowed_fd(self.link.as_fd(), wanted));
+            let wanted = self.backend.wanted(self.rx_ready);
+            let (kicks, link) = ([rx.kicked(), tx.kicked()], PollFd::from_borrowed_fd(self.backend.as_fd(), wanted));
             let [first, second] = kicks;
-            // A descriptor that nothing is wanted of would still say that its other end is gone, again and again.
             let go_on = if wanted.is_empty() { stop.wait(&[first, second]) } else { stop.wait(&[first, second, link]) };
             if !go_on {
                 return Ok(Served::Stopped);
@@ -143,39 +103,18 @@ impl Work<Running> for Frames {
 }
 
 impl Frames {
-    /// Frames matter only when the guest has a buffer for one, and room on the way out only while a frame waits for it.
-    fn wanted(&self) -> PollFlags {
-        let mut wanted = PollFlags::empty();
-        if self.rx_ready && !self.broken {
-            wanted |= PollFlags::IN;
-        }
-        if self.link.has_unsent() {
-            wanted |= PollFlags::OUT;
-        }
-        wanted
-    }
-
     /// Sends what the guest has queued, as far as the link takes it. True when the burst ended before the queue did.
     fn transmit(&mut self, ram: &GuestRam, tx: &mut VirtQueue, to: &Interrupts) -> Result<bool, Malformed> {
         tx.disable_kicks(ram)?;
         for _ in 0..BURST {
-            if self.link.flush().is_err() {
-                self.broken = true;
-            }
-            if self.link.has_unsent() {
+            if !self.backend.has_room() {
                 return Ok(false);
             }
             let chain = &mut self.tx_chain;
             if !tx.pop(ram, chain)? {
                 return tx.enable_kicks(ram);
             }
-            let bytes = chain.readable_bytes();
-            if bytes > HEADER_BYTES as u64 && bytes <= (HEADER_BYTES + FRAME_BYTES_MAX) as u64 {
-                self.watch.see(|into| chain.read(ram, HEADER_BYTES as u64, into).unwrap_or(false));
-                if !self.broken {
-                    self.link.send(ram, chain);
-                }
-            }
+            self.backend.send_chain(ram, chain);
             tx.push(ram, chain.head, 0, to)?;
         }
         Ok(true)
@@ -194,17 +133,7 @@ impl Frames {
                     return Err(Malformed);
                 }
             }
-            if self.broken {
-                return Ok(false);
-            }
-            let written = match self.link.receive(ram, &self.rx_chain)? {
-                Ok(Some(written)) => written,
-                Ok(None) => return Ok(false),
-                Err(Gone) => {
-                    self.broken = true;
-                    return Ok(false);
-                }
-            };
+            let Some(written) = self.backend.receive_chain(ram, &self.rx_chain)? else { return Ok(false) };
             // virtio 1.2, 5.1.6.4.1: one buffer a frame.
             self.rx_chain.write(ram, NUM_BUFFERS_OFFSET, &1u16.to_le_bytes()).map_err(|_| Malformed)?;
             self.rx_ready = false;
@@ -214,129 +143,11 @@ impl Frames {
     }
 }
 
-impl Link {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Link::Tap(fd) => fd.as_fd(),
-            Link::Passt(passt) => passt.stream.as_fd(),
-        }
-    }
-
-    /// A frame that a tap does not take is lost, as on a wire. Nothing may be unsent.
-    fn send(&mut self, ram: &GuestRam, chain: &Chain) {
-        match self {
-            Link::Tap(fd) => {
-                let _ = ram.write_message(fd.as_fd(), &chain.readable);
-            }
-            Link::Passt(passt) => passt.pack(ram, chain),
-        }
-    }
-
-    fn has_unsent(&self) -> bool {
-        matches!(self, Link::Passt(passt) if passt.sent < passt.outbox.len())
-    }
-
-    /// Writes what is unsent, as far as there is room.
-    fn flush(&mut self) -> Result<(), Gone> {
-        match self {
-            Link::Tap(_) => Ok(()),
-            Link::Passt(passt) => passt.flush(),
-        }
-    }
-
-    /// The next frame into `chain`; `None` when none waits.
-    fn receive(&mut self, ram: &GuestRam, chain: &Chain) -> Result<Result<Option<u32>, Gone>, Malformed> {
-        match self {
-            Link::Tap(fd) => match ram.read_message(fd.as_fd(), &chain.writable) {
-                Ok(bytes) if bytes >= HEADER_BYTES => Ok(Ok(Some(bytes as u32))),
-                // No tap gives less than a header.
-                Ok(_) => Ok(Err(Gone)),
-                Err(error) => match error.kind() {
-                    io::ErrorKind::InvalidInput => Err(Malformed),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(Ok(None)),
-                    _ => Ok(Err(Gone)),
-                },
-            },
-            Link::Passt(passt) => passt.receive(ram, chain),
-        }
-    }
-}
-
-impl Passt {
-    /// Puts a frame into the empty outbox.
-    fn pack(&mut self, ram: &GuestRam, chain: &Chain) {
-        let bytes = chain.readable_bytes() as usize - HEADER_BYTES;
-        self.sent = 0;
-        self.outbox.clear();
-        self.outbox.extend((bytes as u32).to_be_bytes());
-        self.outbox.resize(4 + bytes, 0);
-        let frame = self.outbox.get_mut(4..).unwrap_or_default();
-        if !chain.read(ram, HEADER_BYTES as u64, frame).unwrap_or(false) {
-            self.outbox.clear();
-        }
-    }
-
-    fn flush(&mut self) -> Result<(), Gone> {
-        while let Some(rest) = self.outbox.get(self.sent..).filter(|rest| !rest.is_empty()) {
-            match self.stream.write(rest) {
-                Ok(count) if count > 0 => self.sent += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(_) | Err(_) => {
-                    self.outbox.clear();
-                    return Err(Gone);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn receive(&mut self, ram: &GuestRam, chain: &Chain) -> Result<Result<Option<u32>, Gone>, Malformed> {
-        match self.fill() {
-            Ok(true) => {}
-            Ok(false) => return Ok(Ok(None)),
-            Err(Gone) => return Ok(Err(Gone)),
-        }
-        let Some((length, rest)) = self.inbox.split_first_chunk::<4>() else { return Ok(Ok(None)) };
-        let length = u32::from_be_bytes(*length) as usize;
-        // A frame that is larger than the buffer is cut, as a tap does it.
-        let room = chain.writable_bytes() as usize - HEADER_BYTES;
-        let frame = rest.get(..length.min(room)).unwrap_or_default();
-        chain.write(ram, 0, &[0; HEADER_BYTES]).map_err(|_| Malformed)?;
-        chain.write(ram, HEADER_BYTES as u64, frame).map_err(|_| Malformed)?;
-        let written = (HEADER_BYTES + frame.len()) as u32;
-        self.inbox.drain(..4 + length);
-        Ok(Ok(Some(written)))
-    }
-
-    /// Reads until the inbox begins with a whole frame; false when it has to wait for more.
-    fn fill(&mut self) -> Result<bool, Gone> {
-        loop {
-            if let Some((length, rest)) = self.inbox.split_first_chunk::<4>() {
-                let length = u32::from_be_bytes(*length) as usize;
-                if length > FRAME_BYTES_MAX {
-                    return Err(Gone);
-                }
-                if rest.len() >= length {
-                    return Ok(true);
-                }
-            }
-            let mut bytes = [0; 16 << 10];
-            match self.stream.read(&mut bytes) {
-                Ok(0) => return Err(Gone),
-                Ok(count) => self.inbox.extend_from_slice(bytes.get(..count).unwrap_or_default()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Err(Gone),
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
-        os::unix::net::UnixDatagram,
+        io::{Read, Write},
+        os::unix::net::{UnixDatagram, UnixStream},
         sync::{Arc, Mutex, mpsc},
         thread,
         time::Duration,
