@@ -151,6 +151,39 @@ impl FromStr for DiskBus {
 pub struct NetworkSpec {
     pub mac: MacAddr,
     pub backend: NetworkBackend,
+    /// Specifications that were written before there was a choice do not say it.
+    #[serde(default)]
+    pub model: NetworkModel,
+}
+
+/// Which card the guest sees.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkModel {
+    #[default]
+    Virtio,
+    /// Intel's 82540EM, for systems without virtio drivers.
+    E1000,
+}
+
+impl NetworkModel {
+    /// The word in forms, tables and the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            NetworkModel::Virtio => "virtio",
+            NetworkModel::E1000 => "e1000",
+        }
+    }
+}
+
+impl FromStr for NetworkModel {
+    type Err = BadValue;
+    fn from_str(text: &str) -> Result<NetworkModel, BadValue> {
+        [NetworkModel::Virtio, NetworkModel::E1000]
+            .into_iter()
+            .find(|model| model.as_str() == text)
+            .ok_or_else(|| BadValue("A network card is virtio or e1000.".into()))
+    }
 }
 
 /// What the passed network descriptor is.
@@ -345,5 +378,20 @@ pub(crate) mod tests {
         let json = serde_json::to_string(&spec).unwrap();
         assert_eq!(serde_json::from_str::<GuestSpec>(&json).unwrap(), spec);
         assert!(json.contains("[\"cd\",\"network\",\""), "{json}");
+    }
+
+    #[test]
+    fn a_network_that_names_no_card_has_virtios() {
+        let json = r#"{"mac":"52:54:00:01:02:03","backend":"tap"}"#;
+        let network: NetworkSpec = serde_json::from_str(json).unwrap();
+        assert_eq!(network.model, NetworkModel::Virtio);
+        for model in [NetworkModel::Virtio, NetworkModel::E1000] {
+            assert_eq!(model.as_str().parse(), Ok(model));
+            let spec = NetworkSpec { model, ..network.clone() };
+            let json = serde_json::to_string(&spec).unwrap();
+            assert!(json.contains(&format!(r#""model":"{}""#, model.as_str())));
+            assert_eq!(serde_json::from_str::<NetworkSpec>(&json).unwrap(), spec);
+        }
+        assert!("rtl8139".parse::<NetworkModel>().is_err());
     }
 }

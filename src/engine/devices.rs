@@ -20,6 +20,7 @@ use super::{
     console::{ConsoleHub, SCROLLBACK_BYTES},
     debugcon::DebugConsole,
     disk::RawFile,
+    e1000::{E1000, E1000Io},
     facts::{BootDevice, FirstBoot, MachineFacts},
     fault::{FaultReport, HostFaults},
     flash::Flash,
@@ -29,6 +30,7 @@ use super::{
     layout::{self, slot},
     log::GuestLog,
     memory::{Gpa, GuestRam, HostRegion},
+    net_backend::NetBackend,
     nvme::{self, Nvme, NvmeDisk, NvmeIo},
     pci::{
         DevFn,
@@ -51,7 +53,7 @@ use super::{
         rng::Rng,
     },
 };
-use crate::spec::{self, BootFrom, DiskBus, GuestSpec};
+use crate::spec::{self, BootFrom, DiskBus, GuestSpec, NetworkModel, NetworkSpec};
 
 /// The port of the CD drive on the HBA.
 pub const CD_PORT: u8 = 5;
@@ -116,6 +118,8 @@ pub struct Devices {
     faults: HostFaults,
     ahci: AhciIo,
     nvme: Vec<NvmeIo>,
+    /// When the guest has that card.
+    e1000: Option<E1000Io>,
     workers: Vec<Worker>,
 }
 
@@ -167,10 +171,10 @@ impl Devices {
         }
         let mut functions = Functions { root: &mut root, router: &router, ram, nvme: Vec::new(), workers: Vec::new() };
         let ahci = functions.add_storage(spec, files.disks, &tray, &faults, listeners)?;
-        if let (Some(network), Some(fd)) = (&spec.network, files.network) {
-            let watch = AddressWatch::new(Arc::clone(&listeners.addresses));
-            functions.add_virtio(slot::NETWORK, Net::new(fd, network.backend, network.mac, watch)?)?;
-        }
+        let e1000 = match (&spec.network, files.network) {
+            (Some(network), Some(fd)) => functions.add_network(network, fd, listeners)?,
+            _ => None,
+        };
         functions.add_virtio(slot::RNG, Rng::new()?)?;
         let tablet = Tablet::new()?;
         let tablet_input = tablet.input();
@@ -212,6 +216,7 @@ impl Devices {
             faults,
             ahci,
             nvme,
+            e1000,
             workers,
         };
         devices.map_fixed();
@@ -276,11 +281,17 @@ impl Devices {
             controller.hold();
         }
         self.ahci.quiesce();
+        if let Some(card) = &self.e1000 {
+            card.quiesce();
+        }
     }
 
     /// I/O goes on; requests that met a host fault are tried again.
     pub fn release(&self) {
         self.ahci.resume();
+        if let Some(card) = &self.e1000 {
+            card.resume();
+        }
         self.faults.resume();
         for worker in &self.workers {
             worker.release();
@@ -364,6 +375,32 @@ impl Functions<'_> {
             .try_add(DevFn::new(slot, 0), irq, nvme::VECTORS, |wiring| Nvme::new(ram, &wiring, disk, report))?;
         self.nvme.push(lock(&controller).io());
         Ok(())
+    }
+
+    /// Gives the hold on a card whose worker is not one of `workers`.
+    fn add_network(
+        &mut self,
+        network: &NetworkSpec,
+        fd: OwnedFd,
+        listeners: &Listeners,
+    ) -> io::Result<Option<E1000Io>> {
+        let watch = AddressWatch::new(Arc::clone(&listeners.addresses));
+        match network.model {
+            NetworkModel::Virtio => {
+                self.add_virtio(slot::NETWORK, Net::new(fd, network.backend, network.mac, watch)?)?;
+                Ok(None)
+            }
+            NetworkModel::E1000 => {
+                let backend = NetBackend::new(fd, network.backend, watch)?;
+                let irq = self.router.join(layout::pirq(slot::NETWORK, 1));
+                let (ram, mac) = (self.ram.clone(), network.mac);
+                let card = self.root.try_add(DevFn::new(slot::NETWORK, 0), irq, 0, |wiring| {
+                    E1000::new(ram, wiring.irq, backend, mac)
+                })?;
+                let io = lock(&card).io();
+                Ok(Some(io))
+            }
+        }
     }
 
     fn add_storage(

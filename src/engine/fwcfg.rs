@@ -322,6 +322,7 @@ fn boot_order(devices: &[BootDevice]) -> Vec<u8> {
             BootDevice::AhciDisk { port } | BootDevice::AhciCd { port } => {
                 writeln!(out, "/pci@i0cf8/pci8086,2922@{ahci:x}/drive@{port:x}/disk@0")
             }
+            // Every card here is an Ethernet controller by its class, which is what both firmwares name it by.
             BootDevice::Network { slot } => writeln!(out, "/pci@i0cf8/ethernet@{slot:x}/ethernet-phy@0"),
         };
         written.expect("a string takes everything");
@@ -417,6 +418,7 @@ mod tests {
             assert!(!rig.file(name).is_empty());
         }
         assert_eq!(boot_order(&[]), b"\0");
+        assert_eq!(boot_order(&[BootDevice::Network { slot: 4 }]), b"/pci@i0cf8/ethernet@4/ethernet-phy@0\0");
         let nvme = boot_order(&[BootDevice::NvmeDisk { slot: 10 }]);
         assert_eq!(nvme, b"/pci@i0cf8/pci8086,5845@a/namespace@1,0\0");
     }

@@ -15,6 +15,7 @@ mod cpuid;
 pub mod debugcon;
 pub mod devices;
 pub mod disk;
+pub mod e1000;
 pub mod event;
 pub mod facts;
 pub mod fault;

@@ -4,7 +4,7 @@
 //! without a copy here.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, IoSlice, IoSliceMut, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
@@ -51,15 +51,15 @@ impl NetBackend {
         self.link.as_fd()
     }
 
-    /// What to wait for at `as_fd`: frames only when the card can take one (`receive`), and room on the way out only while a
-    /// frame waits for it. When this is empty, leave the descriptor out: it would still say that its other end is gone, again
-    /// and again.
-    pub fn wanted(&self, receive: bool) -> PollFlags {
+    /// What to wait for at `as_fd`: frames only when the card can take one (`receive`), and room on the way out only while the
+    /// card (`send`) or the rest of a frame waits for it. When this is empty, leave the descriptor out: it would still say that
+    /// its other end is gone, again and again.
+    pub fn wanted(&self, receive: bool, send: bool) -> PollFlags {
         let mut wanted = PollFlags::empty();
         if receive && !self.broken {
             wanted |= PollFlags::IN;
         }
-        if self.link.has_unsent() {
+        if self.link.has_unsent() || send {
             wanted |= PollFlags::OUT;
         }
         wanted
@@ -82,6 +82,32 @@ impl NetBackend {
                 self.link.send_chain(ram, chain);
             }
         }
+    }
+
+    /// Sends a frame. False when there is no room: try it again when `wanted` says so.
+    pub fn send(&mut self, frame: &[u8]) -> bool {
+        if !self.has_room() || (!self.broken && !self.link.send(frame)) {
+            return false;
+        }
+        self.watch.see(|into| {
+            for (into, from) in into.iter_mut().zip(frame) {
+                *into = *from;
+            }
+            frame.len() >= into.len()
+        });
+        // What is left of it is written when there is room.
+        self.has_room();
+        true
+    }
+
+    /// The next frame into `into`, cut when that is shorter. Gives its length there; `None` when no frame waits.
+    pub fn receive(&mut self, into: &mut [u8]) -> Option<usize> {
+        if self.broken {
+            return None;
+        }
+        let received = self.link.receive(into);
+        self.broken = received.is_err();
+        received.unwrap_or(None)
     }
 
     /// The next frame, behind its header, into the writable part of `chain`, which has room for a header at least. Gives the
@@ -131,6 +157,36 @@ impl Link {
         }
     }
 
+    /// False when a tap has no room for the frame; any other that it does not take is lost, as on a wire. Nothing may be unsent.
+    fn send(&mut self, frame: &[u8]) -> bool {
+        match self {
+            Link::Tap(fd) => {
+                let written = rustix::io::writev(fd, &[IoSlice::new(&[0; HEADER_BYTES]), IoSlice::new(frame)]);
+                !matches!(written, Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR))
+            }
+            Link::Passt(passt) => {
+                passt.pack(frame);
+                true
+            }
+        }
+    }
+
+    /// The next frame into `into`; `None` when none waits.
+    fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>, Gone> {
+        match self {
+            Link::Tap(fd) => {
+                let mut header = [0; HEADER_BYTES];
+                match rustix::io::readv(fd, &mut [IoSliceMut::new(&mut header), IoSliceMut::new(into)]) {
+                    // No tap gives less than a header.
+                    Ok(bytes) => bytes.checked_sub(HEADER_BYTES).map(Some).ok_or(Gone),
+                    Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
+                    Err(_) => Err(Gone),
+                }
+            }
+            Link::Passt(passt) => passt.receive(into),
+        }
+    }
+
     fn has_unsent(&self) -> bool {
         matches!(self, Link::Passt(passt) if passt.sent < passt.outbox.len())
     }
@@ -163,6 +219,14 @@ impl Link {
 
 impl Passt {
     /// Puts a frame into the empty outbox.
+    fn pack(&mut self, frame: &[u8]) {
+        self.sent = 0;
+        self.outbox.clear();
+        self.outbox.extend((frame.len() as u32).to_be_bytes());
+        self.outbox.extend_from_slice(frame);
+    }
+
+    /// As `pack`, out of guest RAM.
     fn pack_chain(&mut self, ram: &GuestRam, chain: &Chain) {
         let bytes = chain.readable_bytes() as usize - HEADER_BYTES;
         self.sent = 0;
@@ -188,6 +252,21 @@ impl Passt {
             }
         }
         Ok(())
+    }
+
+    fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>, Gone> {
+        if !self.fill()? {
+            return Ok(None);
+        }
+        let Some((length, rest)) = self.inbox.split_first_chunk::<4>() else { return Ok(None) };
+        let length = u32::from_be_bytes(*length) as usize;
+        let frame = rest.get(..length).unwrap_or_default();
+        let bytes = frame.len().min(into.len());
+        for (into, from) in into.iter_mut().zip(frame) {
+            *into = *from;
+        }
+        self.inbox.drain(..4 + length);
+        Ok(Some(bytes))
     }
 
     fn receive_chain(&mut self, ram: &GuestRam, chain: &Chain) -> Result<Result<Option<u32>, Gone>, Malformed> {

@@ -3,7 +3,7 @@
 use super::Guests;
 use crate::{
     error::{Error, Result},
-    spec::{Boot, BootFrom, DiskSpec, FirstBoot, GuestSpec, NetworkBackend, NetworkSpec},
+    spec::{Boot, BootFrom, DiskSpec, FirstBoot, GuestSpec, NetworkBackend, NetworkModel, NetworkSpec},
     store::{
         Tx,
         guests::{self as rows, BootKind, DiskRow, GuestRow, NetworkMode},
@@ -84,9 +84,11 @@ pub(super) fn spec_of(row: &GuestRow, disks: &[DiskRow]) -> GuestSpec {
         network: match row.network {
             NetworkMode::None => None,
             NetworkMode::Nat | NetworkMode::Bridge(_) => {
-                Some(NetworkSpec { mac: row.mac, backend: NetworkBackend::Tap })
+                Some(NetworkSpec { mac: row.mac, backend: NetworkBackend::Tap, model: NetworkModel::Virtio })
             }
-            NetworkMode::User => Some(NetworkSpec { mac: row.mac, backend: NetworkBackend::Passt }),
+            NetworkMode::User => {
+                Some(NetworkSpec { mac: row.mac, backend: NetworkBackend::Passt, model: NetworkModel::Virtio })
+            }
         },
         boot_order: row.boot_order.clone(),
         first_boot: None,

@@ -18,7 +18,7 @@ use crate::{
         memory::Gpa,
         pci::BarKind,
     },
-    spec::{Boot, DiskSpec, NetworkBackend, NetworkSpec, tests::sample as sample_spec},
+    spec::{Boot, DiskSpec, NetworkBackend, tests::sample as sample_spec},
     types::{Id, MacAddr},
 };
 
@@ -70,12 +70,12 @@ struct Rig {
 
 /// `pc-1` with two processors, a virtio disk, an AHCI disk, a network and an empty CD drive.
 fn rig(memory_bytes: u64) -> Rig {
-    rig_with(memory_bytes, &[DiskBus::Virtio, DiskBus::Ahci])
+    rig_with(memory_bytes, &[DiskBus::Virtio, DiskBus::Ahci], NetworkModel::Virtio)
 }
 
-fn rig_with(memory_bytes: u64, buses: &[DiskBus]) -> Rig {
+fn rig_with(memory_bytes: u64, buses: &[DiskBus], model: NetworkModel) -> Rig {
     let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false };
-    let network = NetworkSpec { mac: MacAddr([0x52, 0x54, 0, 1, 2, 3]), backend: NetworkBackend::Passt };
+    let network = NetworkSpec { mac: MacAddr([0x52, 0x54, 0, 1, 2, 3]), backend: NetworkBackend::Passt, model };
     let spec = GuestSpec {
         cpus: 2,
         memory_bytes,
@@ -398,7 +398,11 @@ fn the_machine_pc_1_is_what_it_was() {
 fn firmware_is_told_the_order_that_the_specification_says() {
     let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false };
     let disks = vec![disk(DiskBus::Virtio), disk(DiskBus::Ahci), disk(DiskBus::Virtio)];
-    let network = NetworkSpec { mac: MacAddr([0x52, 0x54, 0, 1, 2, 3]), backend: NetworkBackend::Passt };
+    let network = NetworkSpec {
+        mac: MacAddr([0x52, 0x54, 0, 1, 2, 3]),
+        backend: NetworkBackend::Passt,
+        model: NetworkModel::Virtio,
+    };
     let last = BootFrom::Disk(disks[2].id.clone());
     let mut spec = GuestSpec { boot: Boot::Bios, disks, network: Some(network), ..sample_spec() };
     let [first, ahci, third] = [
@@ -422,7 +426,7 @@ fn firmware_is_told_the_order_that_the_specification_says() {
 
 #[test]
 fn disks_on_virtio_and_nvme_share_the_slots_in_their_order() {
-    let rig = rig_with(16 << 20, &[DiskBus::Nvme, DiskBus::Ahci, DiskBus::Virtio, DiskBus::Nvme]);
+    let rig = rig_with(16 << 20, &[DiskBus::Nvme, DiskBus::Ahci, DiskBus::Virtio, DiskBus::Nvme], NetworkModel::Virtio);
     {
         let mut root = rig.devices.pci.lock().unwrap();
         let ids = [8, 9, 10, 11].map(|slot| root.read(DevFn::new(slot, 0), 0, Width::B4));
@@ -442,4 +446,28 @@ fn disks_on_virtio_and_nvme_share_the_slots_in_their_order() {
         BootDevice::AhciCd { port: CD_PORT },
     ];
     assert_eq!(order, expected);
+}
+
+#[test]
+fn an_e1000_is_in_the_place_of_the_virtio_card() {
+    let mut rig = rig_with(16 << 20, &[DiskBus::Virtio], NetworkModel::E1000);
+    let found = describe(&rig);
+    let card = "04.0 8086:100e class 020000 revision 03 subsystem 1af4:1100 pin 1 header 00\n  \
+                bar 0 Registers 0x20000\n  bar 1 Io 0x40\n05.0";
+    assert!(found.contains(card), "{found}");
+    crate::engine::pci::assign::assign(&mut rig.devices.pci.lock().unwrap());
+    let [memory, ports] = [0x10, 0x14].map(|bar| {
+        let at = Place::Config { address: 1 << 31 | 4 << 11 | bar, register: bar, width: Width::B4 };
+        rig.read(at) & !15
+    });
+    rig.write(Place::Port(ports, Width::B4), 8);
+    for at in [Place::Memory(memory + 8, Width::B4), Place::Port(ports + 4, Width::B4)] {
+        assert_eq!(rig.read(at), 0x283, "its status register");
+    }
+    for _ in 0..2 {
+        rig.devices.hold();
+        rig.devices.reset();
+        rig.devices.release();
+    }
+    assert_eq!(rig.board.doorbells.lock().unwrap().len(), 0);
 }

@@ -85,7 +85,7 @@ impl Work<Running> for Frames {
             if more {
                 continue;
             }
-            let wanted = self.backend.wanted(self.rx_ready);
+            let wanted = self.backend.wanted(self.rx_ready, false);
             let (kicks, link) = ([rx.kicked(), tx.kicked()], PollFd::from_borrowed_fd(self.backend.as_fd(), wanted));
             let [first, second] = kicks;
             let go_on = if wanted.is_empty() { stop.wait(&[first, second]) } else { stop.wait(&[first, second, link]) };
