@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    spec::DiskBus,
+    spec::{DiskBus, NetworkModel},
     types::{Id, MacAddr, Name},
     wire::AgentFacts,
 };
@@ -161,6 +161,8 @@ pub struct ImageName {
 pub struct Network {
     /// `nat`, `user`, `none` or `bridge:NAME`.
     pub mode: String,
+    #[serde(default)]
+    pub model: NetworkModel,
     pub mac: MacAddr,
 }
 
@@ -193,6 +195,9 @@ pub struct CreateGuest {
     /// `nat`, `user`, `none` or `bridge:NAME`; left out: `nat` where there is privilege, `user` otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+    /// The card that the guest sees; left out: virtio.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_model: Option<NetworkModel>,
     /// Start it as soon as it is complete.
     #[serde(default)]
     pub start: bool,
@@ -231,6 +236,8 @@ pub struct ChangeGuest {
     pub cdrom: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_model: Option<NetworkModel>,
     #[serde(default)]
     pub add_disks: Vec<NewDisk>,
     /// Deleted with their files.

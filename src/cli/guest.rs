@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     api::{Boot, ChangeCd, ChangeGuest, CreateGuest, Firmware, Guest, NewDisk, StartGuest, State},
-    spec::DiskBus,
+    spec::{DiskBus, NetworkModel},
     types::{parse_size, show_size},
 };
 
@@ -113,7 +113,26 @@ pub enum FirmwareArg {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BusArg {
     Virtio,
+    /// For systems without virtio drivers.
+    Nvme,
+    /// For old systems.
     Ahci,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CardArg {
+    Virtio,
+    /// Intel's 82540EM, for systems without virtio drivers.
+    E1000,
+}
+
+impl From<CardArg> for NetworkModel {
+    fn from(card: CardArg) -> NetworkModel {
+        match card {
+            CardArg::Virtio => NetworkModel::Virtio,
+            CardArg::E1000 => NetworkModel::E1000,
+        }
+    }
 }
 
 fn size(text: &str) -> Result<u64, String> {
@@ -158,6 +177,9 @@ pub struct CreateArgs {
     /// nat, user, none or bridge:NAME; left out: nat where the server runs as root, user elsewhere.
     #[arg(long)]
     network: Option<String>,
+    /// The card that the guest sees; left out: virtio.
+    #[arg(long, value_enum, value_name = "CARD")]
+    network_card: Option<CardArg>,
     /// The built-in test guest: greets, shows the time, echoes keys.
     #[arg(long, conflicts_with_all = ["kernel", "firmware"])]
     test_guest: bool,
@@ -213,6 +235,9 @@ pub struct SetArgs {
     /// nat, user, none or bridge:NAME.
     #[arg(long)]
     network: Option<String>,
+    /// The card that the guest sees.
+    #[arg(long, value_enum, value_name = "CARD")]
+    network_card: Option<CardArg>,
 }
 
 pub fn run(client: &Client, place: &PlaceArgs, command: GuestCommand) -> Outcome {
@@ -321,7 +346,8 @@ fn describe(guest: &Guest) -> String {
         lines.push(("disk", format!("{}  {} on {bus}{ready}", disk.id, show_size(disk.size_bytes))));
     }
     lines.push(("cdrom", guest.cdrom.as_ref().map_or_else(|| "empty".into(), |image| image.name.clone())));
-    lines.push(("network", format!("{}  {}", guest.network.mode, guest.network.mac)));
+    let (network, card) = (&guest.network, guest.network.model.as_str());
+    lines.push(("network", format!("{}  {} on {card}", network.mode, network.mac)));
     lines.extend(guest.addresses.iter().map(|address| ("address", address.clone())));
     if let Some(agent) = &guest.agent {
         lines.push(("system", agent.system.clone()));
@@ -340,6 +366,7 @@ fn describe(guest: &Guest) -> String {
 fn new_disk(client: &Client, place: &PlaceArgs, text: &str, bus: BusArg) -> Outcome<NewDisk> {
     let bus = Some(match bus {
         BusArg::Virtio => DiskBus::Virtio,
+        BusArg::Nvme => DiskBus::Nvme,
         BusArg::Ahci => DiskBus::Ahci,
     });
     match parse_size(text) {
@@ -370,6 +397,7 @@ fn create(client: &Client, place: &PlaceArgs, args: CreateArgs) -> Outcome {
         disks,
         cdrom: find(args.cdrom.as_ref())?,
         network: args.network,
+        network_model: args.network_card.map(NetworkModel::from),
         // Asked for below, where its failure is heard.
         start: false,
     };
@@ -429,6 +457,7 @@ fn set(client: &Client, place: &PlaceArgs, args: SetArgs) -> Outcome {
         boot_order: args.boot_order,
         cdrom: None,
         network: args.network,
+        network_model: args.network_card.map(NetworkModel::from),
         add_disks,
         remove_disks,
     };

@@ -3,7 +3,7 @@
 use super::Guests;
 use crate::{
     error::{Error, Result},
-    spec::{Boot, BootFrom, DiskSpec, FirstBoot, GuestSpec, NetworkBackend, NetworkModel, NetworkSpec},
+    spec::{Boot, BootFrom, DiskSpec, FirstBoot, GuestSpec, NetworkBackend, NetworkSpec},
     store::{
         Tx,
         guests::{self as rows, BootKind, DiskRow, GuestRow, NetworkMode},
@@ -83,13 +83,10 @@ pub(super) fn spec_of(row: &GuestRow, disks: &[DiskRow]) -> GuestSpec {
         cd: row.cd_image_id.is_some(),
         network: match row.network {
             NetworkMode::None => None,
-            NetworkMode::Nat | NetworkMode::Bridge(_) => {
-                Some(NetworkSpec { mac: row.mac, backend: NetworkBackend::Tap, model: NetworkModel::Virtio })
-            }
-            NetworkMode::User => {
-                Some(NetworkSpec { mac: row.mac, backend: NetworkBackend::Passt, model: NetworkModel::Virtio })
-            }
-        },
+            NetworkMode::Nat | NetworkMode::Bridge(_) => Some(NetworkBackend::Tap),
+            NetworkMode::User => Some(NetworkBackend::Passt),
+        }
+        .map(|backend| NetworkSpec { mac: row.mac, backend, model: row.network_model }),
         boot_order: row.boot_order.clone(),
         first_boot: None,
     }

@@ -61,6 +61,7 @@ impl Guests {
             cd_image_id: None,
             boot_order: Vec::new(),
             network,
+            network_model: wanted.network_model.unwrap_or_default(),
             mac: MacAddr::random(),
             failure: None,
             created_ms: now_ms(),
@@ -365,7 +366,18 @@ impl Job {
 
 /// The row and the new disks that a change results in.
 fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest, usual: BootKind) -> Result<(GuestRow, Vec<Plan>)> {
-    let ChangeGuest { name, cpus, memory_bytes, boot, boot_order, cdrom, network, add_disks, remove_disks } = wanted;
+    let ChangeGuest {
+        name,
+        cpus,
+        memory_bytes,
+        boot,
+        boot_order,
+        cdrom,
+        network,
+        network_model,
+        add_disks,
+        remove_disks,
+    } = wanted;
     let mut row = rows::by_id(tx, id)?.ok_or_else(|| Error::not_found("There is no such guest."))?;
     if let Some(name) = name {
         row.name = name.parse().map_err(|bad| Error::invalid("name", format!("{bad}")))?;
@@ -382,6 +394,7 @@ fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest, usual: BootKind) -> Result<(Gu
     if let Some(network) = network {
         row.network = network.parse().map_err(|bad| Error::invalid("network", format!("{bad}")))?;
     }
+    row.network_model = network_model.unwrap_or(row.network_model);
     let mut disks = rows::disks(tx, id)?;
     if let Some(stranger) = remove_disks.iter().find(|gone| !disks.iter().any(|disk| disk.id == **gone)) {
         return Err(Error::invalid("remove_disks", format!("This guest has no disk {stranger}.")));

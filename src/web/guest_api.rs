@@ -74,7 +74,7 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
             })
             .collect(),
         cdrom: cd.as_ref().map(|image| api::ImageName { id: image.id.clone(), name: image.name.clone() }),
-        network: api::Network { mode: row.network.to_string(), mac: row.mac },
+        network: api::Network { mode: row.network.to_string(), model: row.network_model, mac: row.mac },
         addresses: status.addresses.clone(),
         agent: status.agent.clone(),
         started_ms: status.started_ms,

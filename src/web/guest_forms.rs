@@ -10,12 +10,12 @@ use crate::{
     api::{Boot, ChangeGuest, CreateGuest, Firmware, NewDisk},
     error::{Error, Result},
     guests::{Guest, host_memory},
-    spec::{BootFrom, DISKS_MAX},
+    spec::{BootFrom, DISKS_MAX, NetworkModel},
     store::{
         guests::{BootKind, NetworkMode},
         images::{self, ImageKind, ImageRow},
     },
-    types::{parse_size, show_size},
+    types::{BadValue, parse_size, show_size},
     wire::{HostAnswer, HostRequest, NetworkStatus},
 };
 
@@ -42,6 +42,7 @@ pub fn fields_of(form: &Form) -> GuestFields {
         firmware: text("firmware"),
         boot_order: (0..BOOT_DEVICES_MAX).map(|at| text(&format!("boot_order_{at}"))).collect(),
         network: text("network"),
+        network_model: text("network_model"),
         start: form.ticked("start"),
     }
 }
@@ -84,6 +85,7 @@ pub fn fields_of_guest(guest: &Guest) -> GuestFields {
         .to_owned(),
         boot_order: guest.boot_order().iter().map(ToString::to_string).collect(),
         network: row.network.to_string(),
+        network_model: row.network_model.as_str().to_owned(),
         start: false,
     }
 }
@@ -113,6 +115,7 @@ pub fn create_guest(fields: &GuestFields) -> Result<CreateGuest, FieldErrors> {
         },
         cdrom: Some(fields.cdrom.clone()).filter(|image| !image.is_empty() && fields.boot != "test"),
         network: network(fields, &mut errors),
+        network_model: network_model(fields, &mut errors),
         start: fields.start,
     };
     if errors.is_empty() { Ok(wanted) } else { Err(errors) }
@@ -129,6 +132,7 @@ pub fn change_guest(fields: &GuestFields) -> Result<ChangeGuest, FieldErrors> {
         boot_order: boot_order(fields),
         cdrom: None,
         network: network(fields, &mut errors),
+        network_model: network_model(fields, &mut errors),
         add_disks: new_disk(fields, ("add_disk_size", "add_disk_image"), &mut errors),
         remove_disks: Vec::new(),
     };
@@ -219,6 +223,13 @@ fn network(fields: &GuestFields, errors: &mut FieldErrors) -> Option<String> {
     Some(fields.network.clone())
 }
 
+fn network_model(fields: &GuestFields, errors: &mut FieldErrors) -> Option<NetworkModel> {
+    match fields.network_model.as_str() {
+        "" => None,
+        model => model.parse().map_err(|bad: BadValue| errors.add("network_model", bad.to_string())).ok(),
+    }
+}
+
 fn new_disk(fields: &GuestFields, names: (&str, &str), errors: &mut FieldErrors) -> Vec<NewDisk> {
     if fields.disk_size.is_empty() && fields.disk_image.is_empty() {
         return Vec::new();
@@ -229,7 +240,7 @@ fn new_disk(fields: &GuestFields, names: (&str, &str), errors: &mut FieldErrors)
     };
     let bus = match fields.disk_bus.as_str() {
         "" => None,
-        bus => bus.parse().map_err(|bad: crate::types::BadValue| errors.add("disk_bus", bad.to_string())).ok(),
+        bus => bus.parse().map_err(|bad: BadValue| errors.add("disk_bus", bad.to_string())).ok(),
     };
     let image = Some(fields.disk_image.clone()).filter(|image| !image.is_empty());
     vec![NewDisk { size_bytes, image, bus }]
@@ -362,9 +373,10 @@ mod tests {
             fields.disk_bus = "scsi".into();
             fields.network = "bridge:".into();
             fields.firmware = "coreboot".into();
+            fields.network_model = "ne2000".into();
         });
         let errors = create_guest(&wrong).unwrap_err();
-        for field in ["name", "cpus", "memory", "disk_size", "disk_bus", "network", "firmware"] {
+        for field in ["name", "cpus", "memory", "disk_size", "disk_bus", "network", "network_model", "firmware"] {
             assert!(errors.of(field).is_some(), "{field}");
         }
     }

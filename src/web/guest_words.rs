@@ -11,7 +11,7 @@ use crate::{
         Guest,
         lifecycle::{Event, State as GuestState},
     },
-    spec::BootFrom,
+    spec::{BootFrom, NetworkModel},
     store::{guests::BootKind, users::Role},
     types::{now_ms, show_size},
 };
@@ -172,7 +172,11 @@ pub fn facts(guest: &Guest) -> Vec<view::Fact> {
     if !row.cmdline.is_empty() {
         facts.push(fact("Command line", row.cmdline.clone(), true));
     }
-    facts.push(fact("Network", row.network.to_string(), false));
+    let card = match row.network_model {
+        NetworkModel::Virtio => "",
+        NetworkModel::E1000 => ", on an Intel e1000",
+    };
+    facts.push(fact("Network", format!("{}{card}", row.network), false));
     facts.push(fact("Hardware address", row.mac.to_string(), true));
     facts.extend(guest.status.addresses.iter().map(|address| fact("Address", address.clone(), true)));
     if guest.status.state == GuestState::Running {

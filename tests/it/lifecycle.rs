@@ -3,7 +3,7 @@
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use innkeeper::{
-    spec::{Boot, BootFrom, FirstBoot},
+    spec::{Boot, BootFrom, DiskBus, FirstBoot, NetworkModel},
     state_files::VARIABLES,
     wire::{AgentFacts, EndKind, EngineAction, EngineMessage, Observed, Place},
 };
@@ -280,6 +280,26 @@ fn a_boot_order_is_kept_and_one_start_may_go_another_way() {
     assert_eq!((refused.status, refused.text().contains("in the boot order twice")), (422, true));
     act(client, "b", "start");
     assert_eq!(once(&lab), None, "the next start is as always");
+}
+
+#[test]
+fn disks_and_cards_are_what_was_asked_for() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    let disks = json!([{ "size_bytes": 1 << 20, "bus": "nvme" }, { "size_bytes": 1 << 20 }]);
+    let made = make(client, json!({ "name": "n", "network": "user", "network_model": "e1000", "disks": disks }));
+    assert_eq!((&made["disks"][0]["bus"], &made["network"]["model"]), (&json!("nvme"), &json!("e1000")));
+    assert!(client.get("/guests/n").text().contains("on an Intel e1000"));
+    act(client, "n", "start");
+    let spec = lab.engine("n").unwrap().launch.spec.clone();
+    assert_eq!(spec.disks.iter().map(|disk| disk.bus).collect::<Vec<_>>(), [DiskBus::Nvme, DiskBus::Virtio]);
+    assert_eq!(spec.network.unwrap().model, NetworkModel::E1000);
+    act(client, "n", "poweroff");
+    wait_for(client, "n", "stopped");
+    let answer = client.call("PATCH", "/api/v1/guests/n", &json!({ "network_model": "virtio" }));
+    assert_eq!(answer.json()["network"]["model"], "virtio");
+    let wrong = client.call("PATCH", "/api/v1/guests/n", &json!({ "network_model": "ne2000" }));
+    assert_eq!(wrong.status, 422);
 }
 
 #[test]

@@ -116,6 +116,7 @@ pub struct GuestFields {
     /// What firmware tries, first to last: the words of devices, "" for none.
     pub boot_order: Vec<String>,
     pub network: String,
+    pub network_model: String,
     pub start: bool,
 }
 
@@ -130,7 +131,7 @@ impl Default for GuestFields {
     fn default() -> GuestFields {
         let [name, disk_image, cdrom, kernel, initrd, cmdline, firmware] = [""; 7].map(str::to_owned);
         let [cpus, memory, boot, disk_size] = ["2", "2G", "disk", "16G"].map(str::to_owned);
-        let [disk_bus, network] = ["virtio", "nat"].map(str::to_owned);
+        let [disk_bus, network, network_model] = ["virtio", "nat", "virtio"].map(str::to_owned);
         GuestFields {
             name,
             cpus,
@@ -146,6 +147,7 @@ impl Default for GuestFields {
             firmware,
             boot_order: Vec::new(),
             network,
+            network_model,
             start: true,
         }
     }
@@ -257,7 +259,7 @@ pub struct DiskLine {
     pub size: Bytes,
     /// What it takes on the host.
     pub used: Option<Bytes>,
-    /// "virtio" or "ahci".
+    /// "virtio", "nvme" or "ahci".
     pub bus: String,
     pub note: String,
 }
