@@ -4,8 +4,10 @@
 use std::{io, sync::Arc};
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_S_IOERR,
-    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 
 use super::{
@@ -24,7 +26,15 @@ const QUEUE_SIZE: u16 = 256;
 const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
 const HEADER_BYTES: u64 = 16;
 const SERIAL_BYTES: usize = 20;
-const CONFIG_BYTES: usize = 36;
+const CONFIG_BYTES: usize = 60;
+/// Ranges of one request to discard or to zero, and sectors of one range. Zeros may have to be written: 32 MiB at a time, so that a
+/// request stays short.
+const RANGES_MAX: u32 = 16;
+const DISCARD_SECTORS_MAX: u32 = 1 << 22;
+const ZERO_SECTORS_MAX: u32 = 1 << 16;
+const RANGE_BYTES: usize = 16;
+/// What is freed, in sectors: a block of the host's file system.
+const DISCARD_ALIGNMENT: u32 = 8;
 
 pub struct Block {
     worker: Worker,
@@ -43,6 +53,13 @@ impl Block {
         let mut offered = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH;
         if shape.read_only {
             offered |= 1 << VIRTIO_BLK_F_RO;
+        } else {
+            offered |= 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
+            let limits = [DISCARD_SECTORS_MAX, RANGES_MAX, DISCARD_ALIGNMENT, ZERO_SECTORS_MAX, RANGES_MAX];
+            for (into, limit) in config[36..56].chunks_exact_mut(4).zip(limits) {
+                into.copy_from_slice(&limit.to_le_bytes());
+            }
+            config[56] = 1; // zeroed space may be freed
         }
         let mut id = [0; SERIAL_BYTES];
         for (into, byte) in id.iter_mut().zip(serial.bytes()) {
@@ -145,6 +162,14 @@ impl Requests {
                 self.chain.write(ram, 0, id).map_err(|_| Malformed)?;
                 (Ok(()), bytes)
             }
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
+                self.data.extend_from_slice(&self.chain.readable);
+                queue::skip(&mut self.data, HEADER_BYTES);
+                match self.ranges(ram, kind)? {
+                    Some(result) => (result, 0),
+                    None => return self.answer(ram, data_bytes, VIRTIO_BLK_S_UNSUPP, 0),
+                }
+            }
             _ => return self.answer(ram, data_bytes, VIRTIO_BLK_S_UNSUPP, 0),
         };
         match result {
@@ -157,6 +182,48 @@ impl Requests {
                 None => self.answer(ram, data_bytes, VIRTIO_BLK_S_IOERR, 0),
             },
         }
+    }
+
+    /// Discards or zeroes the ranges that are the request's data (virtio 1.2, 5.2.6): all are checked before the first is touched.
+    /// `None` for flags that the request has no business with.
+    fn ranges(&self, ram: &GuestRam, kind: u32) -> Result<Option<Result<(), BlockError>>, Malformed> {
+        let bytes = queue::bytes(&self.data);
+        if bytes == 0 || bytes > u64::from(RANGES_MAX) * RANGE_BYTES as u64 || !bytes.is_multiple_of(RANGE_BYTES as u64)
+        {
+            return Ok(Some(Err(BlockError::BadSpan)));
+        }
+        let zero = kind == VIRTIO_BLK_T_WRITE_ZEROES;
+        let (sectors_max, flags_known) =
+            if zero { (ZERO_SECTORS_MAX, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP) } else { (DISCARD_SECTORS_MAX, 0) };
+        let mut ranges = [(0, 0); RANGES_MAX as usize];
+        let count = bytes as usize / RANGE_BYTES;
+        for (index, range) in ranges.iter_mut().take(count).enumerate() {
+            let mut raw = [0; RANGE_BYTES];
+            let at = HEADER_BYTES + (index * RANGE_BYTES) as u64;
+            if !self.chain.read(ram, at, &mut raw).map_err(|_| Malformed)? {
+                return Err(Malformed);
+            }
+            let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, f0, f1, f2, f3] = raw;
+            let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
+            if u32::from_le_bytes([f0, f1, f2, f3]) & !flags_known != 0 {
+                return Ok(None);
+            }
+            if sectors > sectors_max {
+                return Ok(Some(Err(BlockError::BadSpan)));
+            }
+            let at = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]).saturating_mul(SECTOR_BYTES);
+            *range = (at, u64::from(sectors) * SECTOR_BYTES);
+            let (end, size_bytes) = (at.saturating_add(range.1), self.disk.shape().size_bytes);
+            if end > size_bytes {
+                return Ok(Some(Err(BlockError::OutOfRange { end, size_bytes })));
+            }
+        }
+        let mut wanted = ranges.iter().take(count);
+        let done = wanted.try_for_each(|(at, bytes)| match zero {
+            true => self.disk.write_zeroes(*at, *bytes),
+            false => self.disk.discard(*at, *bytes),
+        });
+        Ok(Some(done))
     }
 
     fn answer(&self, ram: &GuestRam, status_at: u64, status: u32, read_bytes: u64) -> Result<Option<u32>, Malformed> {
@@ -282,11 +349,15 @@ mod tests {
             self.note("flush".into());
             Ok(())
         }
-        fn discard(&self, _: u64, _: u64) -> Result<(), BlockError> {
-            Err(BlockError::BadSpan)
+        fn discard(&self, at: u64, bytes: u64) -> Result<(), BlockError> {
+            self.transfer(0, &[], |_, _| {})?;
+            self.note(format!("discard {bytes} at {at}"));
+            Ok(())
         }
-        fn write_zeroes(&self, _: u64, _: u64) -> Result<(), BlockError> {
-            Err(BlockError::BadSpan)
+        fn write_zeroes(&self, at: u64, bytes: u64) -> Result<(), BlockError> {
+            self.transfer(0, &[], |_, _| {})?;
+            self.note(format!("zero {bytes} at {at}"));
+            Ok(())
         }
     }
 
@@ -356,10 +427,47 @@ mod tests {
         assert_eq!(registers.read(Region::Device, 0, Width::B8), DISK_BYTES as u64 / 512);
         assert_eq!(registers.read(Region::Device, 12, Width::B4), 254);
         assert_eq!(registers.read(Region::Device, 20, Width::B4), 512);
-        assert_eq!(registers.read(Region::Device, 34, Width::B4), 0, "zero behind the end");
+        assert_eq!(registers.read(Region::Device, 60, Width::B4), 0, "zero behind the end");
+        let limits = [36, 40, 44, 48, 52, 56].map(|at| registers.read(Region::Device, at, Width::B4));
+        assert_eq!(limits, [1 << 22, 16, 8, 1 << 16, 16, 1]);
         registers.write(Region::Device, 0, Width::B8, 1);
         assert_eq!(registers.read(Region::Device, 0, Width::B8), DISK_BYTES as u64 / 512, "read-only");
-        assert_ne!(rig_of(true).driver.offered() & 1 << VIRTIO_BLK_F_RO, 0);
+        let read_only = rig_of(true).driver.offered();
+        assert_ne!(read_only & 1 << VIRTIO_BLK_F_RO, 0);
+        assert_eq!(read_only & (1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES), 0);
+    }
+
+    #[test]
+    fn ranges_are_discarded_and_zeroed_all_or_none() {
+        let mut rig = rig();
+        let range = |sector: u64, sectors: u32, flags: u32| {
+            [sector.to_le_bytes().as_slice(), &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
+        };
+        let mut ask = |kind, ranges: &[Vec<u8>]| {
+            let bytes = ranges.concat();
+            rig.driver.fill(DATA, &bytes);
+            rig.request(kind, 0, bytes.len() as u32).0
+        };
+        let (discard, zero) = (VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES);
+        assert_eq!(ask(discard, &[range(8, 16, 0), range(0, 1, 0)]), VIRTIO_BLK_S_OK);
+        assert_eq!(ask(zero, &[range(1, 2, 1)]), VIRTIO_BLK_S_OK);
+        assert_eq!(ask(zero, &[range(127, 1, 0)]), VIRTIO_BLK_S_OK);
+        let wrong = [
+            (discard, vec![range(0, 1, 0), range(127, 2, 0)], VIRTIO_BLK_S_IOERR),
+            (discard, vec![range(u64::MAX, u32::MAX, 0)], VIRTIO_BLK_S_IOERR),
+            (discard, vec![range(u64::MAX, 1, 0)], VIRTIO_BLK_S_IOERR),
+            (discard, vec![range(0, 1, 1)], VIRTIO_BLK_S_UNSUPP),
+            (zero, vec![range(0, 1, 2)], VIRTIO_BLK_S_UNSUPP),
+            (zero, vec![range(0, (1 << 16) + 1, 0)], VIRTIO_BLK_S_IOERR),
+            (zero, vec![vec![0; 8]], VIRTIO_BLK_S_IOERR),
+            (zero, vec![], VIRTIO_BLK_S_IOERR),
+            (discard, vec![range(0, 1, 0); 17], VIRTIO_BLK_S_IOERR),
+        ];
+        for (kind, ranges, status) in wrong {
+            assert_eq!(ask(kind, &ranges), status, "{kind} {ranges:?}");
+        }
+        let done = ["discard 8192 at 4096", "discard 512 at 0", "zero 1024 at 512", "zero 512 at 65024"];
+        assert_eq!(rig.disk.done(), done);
     }
 
     #[test]
@@ -430,7 +538,7 @@ mod tests {
         ] {
             assert_eq!(rig.request(kind, sector, data).0, VIRTIO_BLK_S_IOERR, "{kind} {sector} {data}");
         }
-        for kind in [2, 3, 11, 13, u32::MAX] {
+        for kind in [2, 3, 12, 14, u32::MAX] {
             assert_eq!(rig.request(kind, 0, 512).0, VIRTIO_BLK_S_UNSUPP, "{kind}");
         }
         assert_eq!(rig.disk.done(), [""; 0]);
