@@ -61,7 +61,7 @@ pageTest("the form says at each field what is wrong, and keeps what was typed", 
 
 pageTest("a guest with a disk is made by the form, and its page says what it is made of", async () => {
   await page.goto("/guests/new");
-  await fill({ name: "web01", cpus: "1", memory: "64M", disk_size: "64M", disk_bus: "ahci", network: "none" });
+  await fill({ name: "web01", cpus: "1", memory: "64M", disk_size: "64M", disk_bus: "ahci", firmware: "bios", network: "none" });
   await page.locator("[name=start]").uncheck();
   await page.click("form .primary");
   await state("stopped");
@@ -70,6 +70,23 @@ pageTest("a guest with a disk is made by the form, and its page says what it is 
   await page.goto("/guests/new");
   await fill({ name: "web01", memory: "64M", network: "none" });
   await refused("name", /another guest/i);
+});
+
+pageTest("its boot order is chosen, and one start may go another way", async () => {
+  await page.goto("/guests/web01/hardware");
+  await page.selectOption("[name=boot_order_0]", "cd");
+  await page.selectOption("[name=boot_order_1]", { label: "disk 1" });
+  await page.click("text=Save the hardware");
+  await page.goto("/guests/web01");
+  assert.match(await page.locator("main").innerText(), /Boot order\s+CD, disk 1/);
+  await page.click(".guest-buttons .menu summary");
+  const menu = page.locator(".guest-buttons .menu-body");
+  assert.match(await menu.innerText(), /Start from disk 1[^]*Start with the boot menu/);
+  expectComplaints(REFUSED_FORM);
+  await page.goto("/guests/web01/hardware");
+  await page.selectOption("[name=boot_order_1]", "cd");
+  await page.click("text=Save the hardware");
+  assert.match(await page.locator("#error-boot_order").innerText(), /twice/);
 });
 
 pageTest("its hardware is changed while it is stopped, and the page of its history tells", async () => {
