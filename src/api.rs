@@ -23,6 +23,11 @@ pub struct Guest {
     /// Whether it is meant to run: such a guest starts with the host.
     pub desired: Desired,
     pub cpus: u32,
+    /// What the vCPUs are divided into, and how many threads each core has.
+    #[serde(default = "one")]
+    pub sockets: u32,
+    #[serde(default = "one")]
+    pub threads: u32,
     pub memory_bytes: u64,
     pub boot: Boot,
     /// What firmware tries, first to last: `cd`, `network`, ids of disks.
@@ -45,6 +50,10 @@ pub struct Guest {
     /// What is right but perhaps not meant, such as more memory than the host has.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// What a guest is doing.
@@ -180,6 +189,12 @@ pub struct CreateGuest {
     pub name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
+    /// Left out: one, as `threads`. The cores of a socket are what is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<u32>,
+    /// Of a core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -224,6 +239,10 @@ pub struct ChangeGuest {
     pub name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -27,6 +27,12 @@ pub struct GuestSpec {
     pub name: Name,
     pub machine: String,
     pub cpus: u32,
+    /// What the vCPUs are divided into; each socket has the same number of cores.
+    #[serde(default = "one")]
+    pub sockets: u32,
+    /// Of each core.
+    #[serde(default = "one")]
+    pub threads: u32,
     pub memory_bytes: u64,
     pub boot: Boot,
     pub disks: Vec<DiskSpec>,
@@ -39,6 +45,10 @@ pub struct GuestSpec {
     /// Counts until the first reset.
     #[serde(default)]
     pub first_boot: Option<FirstBoot>,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// Something that firmware can boot from. Its word: `cd`, `network`, or the id of a disk.
@@ -213,6 +223,14 @@ impl GuestSpec {
         if self.cpus == 0 || self.cpus > CPUS_MAX {
             return bad("cpus", format!("A guest has 1 to {CPUS_MAX} vCPUs."));
         }
+        let groups = self.sockets.saturating_mul(self.threads);
+        if groups == 0 || !self.cpus.is_multiple_of(groups) {
+            let (cpus, sockets, threads) = (self.cpus, self.sockets, self.threads);
+            return bad(
+                "sockets",
+                format!("{cpus} vCPUs cannot be divided evenly: sockets {sockets}, threads of each core {threads}."),
+            );
+        }
         if self.memory_bytes < MEMORY_BYTES_MIN
             || self.memory_bytes > MEMORY_BYTES_MAX
             || !self.memory_bytes.is_multiple_of(1 << 20)
@@ -305,6 +323,8 @@ pub(crate) mod tests {
             name: "sample".parse().unwrap(),
             machine: MACHINE.into(),
             cpus: 1,
+            sockets: 1,
+            threads: 1,
             memory_bytes: 16 << 20,
             boot: Boot::Test { cmdline: String::new() },
             disks: vec![],
@@ -319,10 +339,13 @@ pub(crate) mod tests {
     fn each_wrong_field_is_named() {
         assert_eq!(sample().check(), Ok(()));
         type Spoil = fn(&mut GuestSpec);
-        let cases: [(&str, Spoil); 6] = [
+        let cases: [(&str, Spoil); 9] = [
             ("machine", |spec| spec.machine = "q35".into()),
             ("cpus", |spec| spec.cpus = 0),
             ("cpus", |spec| spec.cpus = 65),
+            ("sockets", |spec| spec.sockets = 0),
+            ("sockets", |spec| spec.threads = u32::MAX),
+            ("sockets", |spec| (spec.cpus, spec.sockets) = (4, 3)),
             ("memory", |spec| spec.memory_bytes = (1 << 20) + 1),
             ("memory", |spec| spec.memory_bytes = 0),
             ("cmdline", |spec| spec.boot = Boot::Kernel { initrd: false, cmdline: "a\nb".into() }),

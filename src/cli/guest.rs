@@ -146,6 +146,12 @@ pub struct CreateArgs {
     /// Virtual CPUs; left out: 1.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     cpus: Option<u32>,
+    /// What the vCPUs are divided into; left out: 1.
+    #[arg(long, value_name = "N")]
+    sockets: Option<u32>,
+    /// Threads of each core; left out: 1.
+    #[arg(long, value_name = "N")]
+    threads: Option<u32>,
     /// Memory, such as 512M or 4G; left out: 512M.
     #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     memory: Option<u64>,
@@ -201,6 +207,12 @@ pub struct SetArgs {
     /// Virtual CPUs.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     cpus: Option<u32>,
+    /// What the vCPUs are divided into.
+    #[arg(long, value_name = "N")]
+    sockets: Option<u32>,
+    /// Threads of each core.
+    #[arg(long, value_name = "N")]
+    threads: Option<u32>,
     /// Memory, such as 512M or 4G.
     #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     memory: Option<u64>,
@@ -327,6 +339,10 @@ fn describe(guest: &Guest) -> String {
         lines.push(("reason", reason.clone()));
     }
     lines.push(("cpus", guest.cpus.to_string()));
+    if (guest.sockets, guest.threads) != (1, 1) {
+        lines.push(("sockets", guest.sockets.to_string()));
+        lines.push(("threads", guest.threads.to_string()));
+    }
     lines.push(("memory", show_size(guest.memory_bytes)));
     match &guest.boot {
         Boot::Disk { firmware } => lines.push(("boot", firmware.map_or("firmware", Firmware::words).into())),
@@ -391,6 +407,8 @@ fn create(client: &Client, place: &PlaceArgs, args: CreateArgs) -> Outcome {
     let wanted = CreateGuest {
         name: args.name,
         cpus: args.cpus,
+        sockets: args.sockets,
+        threads: args.threads,
         memory_bytes: args.memory,
         boot: Some(boot),
         boot_order: args.boot_order,
@@ -452,6 +470,8 @@ fn set(client: &Client, place: &PlaceArgs, args: SetArgs) -> Outcome {
     let change = ChangeGuest {
         name: args.new_name,
         cpus: args.cpus,
+        sockets: args.sockets,
+        threads: args.threads,
         memory_bytes: args.memory,
         boot,
         boot_order: args.boot_order,

@@ -212,13 +212,13 @@ fn fadt(facts: &MachineFacts, facs: u32, dsdt: u32) -> acpi_tables::fadt::FADT {
     fadt.finalize()
 }
 
-/// Interrupt controllers (5.2.12). APIC ids are vCPU indexes.
+/// Interrupt controllers (5.2.12).
 fn madt(facts: &MachineFacts) -> Sdt {
     let mut madt = Sdt::new(*b"APIC", 44, 3, OEM, OEM_TABLE, OEM_REVISION);
     madt.write_u32(36, layout::LOCAL_APIC as u32);
     madt.write_u32(40, 1); // PCs have two 8259s as well
-    for cpu in 0..facts.cpus.min(255) as u8 {
-        madt.append_slice(&[0, 8, cpu, cpu, 1, 0, 0, 0]);
+    for cpu in 0..facts.cpus.min(255) {
+        madt.append_slice(&[0, 8, cpu as u8, facts.topology.apic_id(cpu) as u8, 1, 0, 0, 0]);
     }
     let [a, b, c, d] = (layout::IOAPIC as u32).to_le_bytes();
     madt.append_slice(&[1, 12, 0, 0, a, b, c, d, 0, 0, 0, 0]);

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
-use super::layout;
+use super::{layout, topology::Topology};
 
 /// One machine, as its descriptions need it.
 #[derive(Debug, Clone)]
 pub struct MachineFacts {
     pub cpus: u32,
+    pub topology: Topology,
     pub memory_bytes: u64,
     /// For SMBIOS; printable.
     pub name: String,
@@ -115,6 +116,7 @@ pub(crate) mod tests {
     pub(crate) fn sample() -> MachineFacts {
         MachineFacts {
             cpus: 2,
+            topology: Topology { sockets: 1, cores: 2, threads: 1 },
             memory_bytes: 512 << 20,
             name: "sample".into(),
             uuid: *b"\x12\x34\x56\x78\x9a\xbc\xde\xf0\x11\x22\x33\x44\x55\x66\x77\x88",

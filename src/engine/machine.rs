@@ -22,6 +22,7 @@ use super::{
     log::GuestLog,
     memory::{Gpa, GuestRam, HostRegion},
     pci::assign,
+    topology::Topology,
     variables,
     vcpu::{EventSink, Vcpu, VcpuConfig},
     vm::Vm,
@@ -113,7 +114,7 @@ impl Machine {
         for index in 0..spec.cpus {
             let config = VcpuConfig {
                 index,
-                cpus: spec.cpus,
+                topology: machine.facts.topology,
                 start: if index == 0 { start } else { None },
                 pio: machine.devices.pio.view(),
                 mmio: machine.devices.mmio.view(),
@@ -213,6 +214,7 @@ fn facts(spec: &GuestSpec, vm: &Vm) -> MachineFacts {
     uuid[8] = uuid[8] & 0x3f | 0x80;
     MachineFacts {
         cpus: spec.cpus,
+        topology: Topology::of(spec),
         memory_bytes: spec.memory_bytes,
         name: spec.name.to_string(),
         uuid,

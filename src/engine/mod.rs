@@ -42,6 +42,7 @@ pub mod smbios;
 mod start_state;
 pub mod table_loader;
 pub mod timer;
+pub mod topology;
 pub mod uart;
 pub mod variables;
 pub mod vcpu;

@@ -34,7 +34,9 @@ impl Smbios {
         tables.add(bios());
         tables.add(system(facts));
         tables.add(chassis());
-        tables.add(processor(facts));
+        for socket in 0..facts.topology.sockets.min(64) as u16 {
+            tables.add(processor(facts, socket));
+        }
         tables.add(memory_array(facts));
         tables.add(memory_device(facts));
         let (low, high) = facts.ram_split();
@@ -175,11 +177,11 @@ fn chassis() -> Structure {
         .bytes(&[0, 0, 0, 0, 0])
 }
 
-/// Type 4 (7.5): one socket with all vCPUs as cores.
-fn processor(facts: &MachineFacts) -> Structure {
-    let cores = facts.cpus.min(255) as u8;
-    Structure::new(4, 0x400)
-        .string("CPU0")
+/// Type 4 (7.5): a socket.
+fn processor(facts: &MachineFacts, socket: u16) -> Structure {
+    let (cores, threads) = (facts.topology.cores.min(255) as u8, facts.topology.per_socket().min(255) as u8);
+    Structure::new(4, 0x400 + socket)
+        .string(&format!("CPU{socket}"))
         .byte(3) // a central processor
         .byte(1) // family: other
         .string("Innkeeper")
@@ -192,7 +194,7 @@ fn processor(facts: &MachineFacts) -> Structure {
         .byte(1)
         .bytes(&[0xff; 6]) // no cache information
         .bytes(&[0, 0, 0])
-        .bytes(&[cores, cores, cores])
+        .bytes(&[cores, cores, threads])
         .word(1 << 2) // 64 bits
         .word(1)
 }

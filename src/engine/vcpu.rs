@@ -28,6 +28,7 @@ use super::{
     cpuid,
     devices::Board,
     start_state,
+    topology::Topology,
     vm::Vm,
 };
 use crate::types::monotonic_us;
@@ -100,7 +101,7 @@ const KICK_INTERVAL: Duration = Duration::from_millis(1);
 /// Everything to make a vCPU.
 pub struct VcpuConfig {
     pub index: u32,
-    pub cpus: u32,
+    pub topology: Topology,
     /// Where it begins after power on and reset; `None` waits for another vCPU to wake it.
     pub start: Option<StartState>,
     pub pio: BusView,
@@ -111,8 +112,10 @@ pub struct VcpuConfig {
 impl Vcpu {
     /// Makes the vCPU and its thread, parked.
     pub fn new(vm: &Arc<Vm>, config: VcpuConfig) -> io::Result<Vcpu> {
-        let fd = vm.create_vcpu(config.index)?;
-        let features = cpuid::for_vcpu(vm.supported_cpuid()?, config.index, config.cpus, vm.has_tsc_deadline());
+        // KVM's number of a vCPU is its local APIC id.
+        let apic_id = config.topology.apic_id(config.index);
+        let fd = vm.create_vcpu(apic_id)?;
+        let features = cpuid::for_vcpu(vm.supported_cpuid()?, apic_id, config.topology, vm.has_tsc_deadline());
         fd.set_cpuid2(&features).map_err(named("cannot set the processor's features"))?;
         let power_on = PowerOn::capture(&fd, &vm.msr_indexes()?)?;
         if let Some(start) = &config.start {

@@ -121,8 +121,8 @@ impl Vm {
         Ok(list.as_slice().to_vec())
     }
 
-    pub fn create_vcpu(&self, index: u32) -> io::Result<VcpuFd> {
-        self.fd.create_vcpu(u64::from(index)).map_err(kvm_error("cannot create a vCPU"))
+    pub fn create_vcpu(&self, apic_id: u32) -> io::Result<VcpuFd> {
+        self.fd.create_vcpu(u64::from(apic_id)).map_err(kvm_error("cannot create a vCPU"))
     }
 
     /// Lets KVM keep the guest's writes to the VGA window until [`Board::settle_writes`] puts them on `bus`. Where KVM or the

@@ -68,6 +68,8 @@ pub(super) fn spec_of(row: &GuestRow, disks: &[DiskRow]) -> GuestSpec {
         name: row.name.clone(),
         machine: row.machine.clone(),
         cpus: row.cpus,
+        sockets: row.sockets,
+        threads: row.threads,
         memory_bytes: row.memory_bytes,
         boot: match row.boot {
             BootKind::Bios => Boot::Bios,

@@ -53,6 +53,8 @@ impl Guests {
             desired_on: false,
             note: String::new(),
             cpus: wanted.cpus.unwrap_or(CPUS),
+            sockets: wanted.sockets.unwrap_or(1),
+            threads: wanted.threads.unwrap_or(1),
             memory_bytes: wanted.memory_bytes.unwrap_or(MEMORY_BYTES),
             boot: BootKind::Bios,
             kernel_image_id: None,
@@ -369,6 +371,8 @@ fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest, usual: BootKind) -> Result<(Gu
     let ChangeGuest {
         name,
         cpus,
+        sockets,
+        threads,
         memory_bytes,
         boot,
         boot_order,
@@ -383,6 +387,8 @@ fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest, usual: BootKind) -> Result<(Gu
         row.name = name.parse().map_err(|bad| Error::invalid("name", format!("{bad}")))?;
     }
     row.cpus = cpus.unwrap_or(row.cpus);
+    row.sockets = sockets.unwrap_or(row.sockets);
+    row.threads = threads.unwrap_or(row.threads);
     row.memory_bytes = memory_bytes.unwrap_or(row.memory_bytes);
     if let Some(boot) = boot {
         let usual = if row.boot.is_firmware() { row.boot } else { usual };

@@ -44,6 +44,9 @@ pub struct GuestRow {
     pub desired_on: bool,
     pub note: String,
     pub cpus: u32,
+    pub sockets: u32,
+    /// Of a core.
+    pub threads: u32,
     pub memory_bytes: u64,
     pub boot: BootKind,
     pub kernel_image_id: Option<Id>,
@@ -164,6 +167,8 @@ fn guest(row: &Row) -> rusqlite::Result<GuestRow> {
         desired_on: desired == "on",
         note: get(row, "note")?,
         cpus: unsigned(row, "cpus")?,
+        sockets: unsigned(row, "sockets")?,
+        threads: unsigned(row, "threads")?,
         memory_bytes: unsigned(row, "memory_bytes")?,
         boot: boot_of(row)?,
         kernel_image_id: maybe_parsed(row, "kernel_image_id")?,
@@ -226,15 +231,15 @@ pub fn named(tx: &Tx, id_or_name: &str) -> Result<Option<GuestRow>> {
 pub fn insert(tx: &Tx, row: &GuestRow) -> Result<()> {
     name_is_free(tx, &row.name, &row.id)?;
     tx.run(
-        "INSERT INTO guests (id, name, machine, desired, note, cpus, memory_bytes, boot, secure_boot, kernel_image_id,
+        "INSERT INTO guests (id, name, machine, desired, note, cpus, sockets, threads, memory_bytes, boot, secure_boot, kernel_image_id,
              initrd_image_id, cmdline, cd_image_id, boot_order, network, network_model, bridge, mac, failure,
              created_ms)
-         VALUES (:id, :name, :machine, :desired, :note, :cpus, :memory_bytes, :boot, :secure_boot, :kernel, :initrd,
+         VALUES (:id, :name, :machine, :desired, :note, :cpus, :sockets, :threads, :memory_bytes, :boot, :secure_boot, :kernel, :initrd,
              :cmdline, :cd, :boot_order, :network, :network_model, :bridge, :mac, :failure, :created_ms)",
         named_params! {
             ":id": row.id.as_str(), ":name": row.name.as_str(), ":machine": row.machine,
             ":desired": desired_word(row.desired_on), ":note": row.note, ":cpus": row.cpus,
-            ":memory_bytes": signed(row.memory_bytes), ":boot": row.boot.columns().0,
+            ":sockets": row.sockets, ":threads": row.threads, ":memory_bytes": signed(row.memory_bytes), ":boot": row.boot.columns().0,
             ":secure_boot": row.boot.columns().1, ":kernel": row.kernel_image_id.as_ref().map(Id::as_str),
             ":initrd": row.initrd_image_id.as_ref().map(Id::as_str),
             ":cmdline": row.cmdline, ":cd": row.cd_image_id.as_ref().map(Id::as_str),
@@ -252,13 +257,13 @@ pub fn insert(tx: &Tx, row: &GuestRow) -> Result<()> {
 pub fn update(tx: &Tx, row: &GuestRow) -> Result<()> {
     name_is_free(tx, &row.name, &row.id)?;
     tx.run(
-        "UPDATE guests SET name = :name, note = :note, cpus = :cpus, memory_bytes = :memory_bytes, boot = :boot,
+        "UPDATE guests SET name = :name, note = :note, cpus = :cpus, sockets = :sockets, threads = :threads, memory_bytes = :memory_bytes, boot = :boot,
              secure_boot = :secure_boot, kernel_image_id = :kernel, initrd_image_id = :initrd, cmdline = :cmdline, cd_image_id = :cd,
              boot_order = :boot_order, network = :network, network_model = :network_model, bridge = :bridge
          WHERE id = :id",
         named_params! {
             ":id": row.id.as_str(), ":name": row.name.as_str(), ":note": row.note, ":cpus": row.cpus,
-            ":memory_bytes": signed(row.memory_bytes), ":boot": row.boot.columns().0,
+            ":sockets": row.sockets, ":threads": row.threads, ":memory_bytes": signed(row.memory_bytes), ":boot": row.boot.columns().0,
             ":secure_boot": row.boot.columns().1, ":kernel": row.kernel_image_id.as_ref().map(Id::as_str),
             ":initrd": row.initrd_image_id.as_ref().map(Id::as_str),
             ":cmdline": row.cmdline, ":cd": row.cd_image_id.as_ref().map(Id::as_str),
@@ -371,6 +376,8 @@ pub(crate) mod tests {
             desired_on: false,
             note: String::new(),
             cpus: 1,
+            sockets: 1,
+            threads: 1,
             memory_bytes: 64 << 20,
             boot: BootKind::Test,
             kernel_image_id: None,
@@ -416,7 +423,7 @@ pub(crate) mod tests {
         store.write(|tx| insert(tx, &row)).unwrap();
         assert_eq!(store.read(|tx| by_id(tx, &row.id)).unwrap().as_ref(), Some(&row));
         assert_eq!(store.read(|tx| named(tx, "web01")).unwrap().as_ref(), Some(&row));
-        row.cpus = 4;
+        (row.cpus, row.sockets, row.threads) = (8, 2, 4);
         row.network_model = NetworkModel::E1000;
         row.boot_order = vec![BootFrom::Network];
         row.network = NetworkMode::Nat;

@@ -28,6 +28,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0002_secure_boot.sql"),
     include_str!("migrations/0003_boot_order.sql"),
     include_str!("migrations/0004_nvme_e1000.sql"),
+    include_str!("migrations/0005_topology.sql"),
 ];
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -61,6 +61,8 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
         since_ms: status.since_ms,
         desired: if row.desired_on { api::Desired::On } else { api::Desired::Off },
         cpus: row.cpus,
+        sockets: row.sockets,
+        threads: row.threads,
         memory_bytes: row.memory_bytes,
         boot,
         boot_order: guest.boot_order().iter().map(ToString::to_string).collect(),

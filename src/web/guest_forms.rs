@@ -30,6 +30,8 @@ pub fn fields_of(form: &Form) -> GuestFields {
     GuestFields {
         name: text("name"),
         cpus: text("cpus"),
+        sockets: text("sockets"),
+        threads: text("threads"),
         memory: text("memory"),
         boot: text("boot"),
         disk_size: text("disk_size"),
@@ -61,6 +63,8 @@ pub fn fields_of_guest(guest: &Guest) -> GuestFields {
     GuestFields {
         name: row.name.to_string(),
         cpus: row.cpus.to_string(),
+        sockets: row.sockets.to_string(),
+        threads: row.threads.to_string(),
         memory: typed_size(row.memory_bytes),
         boot: match row.boot {
             BootKind::Bios | BootKind::Uefi | BootKind::UefiSecure => "disk",
@@ -106,6 +110,8 @@ pub fn create_guest(fields: &GuestFields) -> Result<CreateGuest, FieldErrors> {
     let wanted = CreateGuest {
         name: checked_name(fields, &mut errors),
         cpus: cpus(fields, &mut errors),
+        sockets: count_of(&fields.sockets, "sockets", &mut errors),
+        threads: count_of(&fields.threads, "threads", &mut errors),
         memory_bytes: memory(fields, &mut errors),
         boot: boot(fields, &mut errors),
         boot_order: Vec::new(),
@@ -127,6 +133,8 @@ pub fn change_guest(fields: &GuestFields) -> Result<ChangeGuest, FieldErrors> {
     let wanted = ChangeGuest {
         name: Some(checked_name(fields, &mut errors)),
         cpus: cpus(fields, &mut errors),
+        sockets: count_of(&fields.sockets, "sockets", &mut errors),
+        threads: count_of(&fields.threads, "threads", &mut errors),
         memory_bytes: memory(fields, &mut errors),
         boot: boot(fields, &mut errors),
         boot_order: boot_order(fields),
@@ -168,6 +176,14 @@ fn cpus(fields: &GuestFields, errors: &mut FieldErrors) -> Option<u32> {
             None
         }
     }
+}
+
+/// Sockets or threads; an empty field leaves them as they are.
+fn count_of(text: &str, field: &'static str, errors: &mut FieldErrors) -> Option<u32> {
+    if text.is_empty() {
+        return None;
+    }
+    text.parse().map_err(|_| errors.add(field, "A whole number, such as 1.")).ok()
 }
 
 fn memory(fields: &GuestFields, errors: &mut FieldErrors) -> Option<u64> {
@@ -368,6 +384,7 @@ mod tests {
         let wrong = fields(|fields| {
             fields.name = "../etc".into();
             fields.cpus = "-1".into();
+            (fields.sockets, fields.threads) = ("two".into(), "-1".into());
             fields.memory = "lots".into();
             fields.disk_size = "0x10".into();
             fields.disk_bus = "scsi".into();
@@ -376,7 +393,18 @@ mod tests {
             fields.network_model = "ne2000".into();
         });
         let errors = create_guest(&wrong).unwrap_err();
-        for field in ["name", "cpus", "memory", "disk_size", "disk_bus", "network", "network_model", "firmware"] {
+        for field in [
+            "name",
+            "cpus",
+            "sockets",
+            "threads",
+            "memory",
+            "disk_size",
+            "disk_bus",
+            "network",
+            "network_model",
+            "firmware",
+        ] {
             assert!(errors.of(field).is_some(), "{field}");
         }
     }

@@ -12,7 +12,10 @@ use crate::{
         lifecycle::{Event, State as GuestState},
     },
     spec::{BootFrom, NetworkModel},
-    store::{guests::BootKind, users::Role},
+    store::{
+        guests::{BootKind, GuestRow},
+        users::Role,
+    },
     types::{now_ms, show_size},
 };
 
@@ -160,7 +163,7 @@ pub fn facts(guest: &Guest) -> Vec<view::Fact> {
     let fact = |label, value: String, copy| view::Fact { label, value, copy };
     let row = &guest.row;
     let mut facts = vec![
-        fact("vCPUs", row.cpus.to_string(), false),
+        fact("vCPUs", cpu_words(row), false),
         fact("Memory", show_size(row.memory_bytes), false),
         fact("Starts from", boot_words(guest), false),
     ];
@@ -188,6 +191,17 @@ pub fn facts(guest: &Guest) -> Vec<view::Fact> {
         facts.push(fact("Engine", format!("{} (process {})", engine.version, engine.pid), false));
     }
     facts
+}
+
+/// "8", or "8: 2 sockets of 2 cores with 2 threads".
+fn cpu_words(row: &GuestRow) -> String {
+    if (row.sockets, row.threads) == (1, 1) {
+        return row.cpus.to_string();
+    }
+    let part = |number: u32, one, many| view::count(usize::try_from(number).unwrap_or(0), one, many);
+    let cores = row.cpus / row.sockets.saturating_mul(row.threads).max(1);
+    let (sockets, cores) = (part(row.sockets, "socket", "sockets"), part(cores, "core", "cores"));
+    format!("{}: {sockets} of {cores} with {}", row.cpus, part(row.threads, "thread", "threads"))
 }
 
 /// What the guest's agent says of it, or that there is none.

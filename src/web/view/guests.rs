@@ -102,6 +102,9 @@ live!(GuestsPage: "guest-count" => as_count, "guest-rows" => as_rows);
 pub struct GuestFields {
     pub name: String,
     pub cpus: String,
+    pub sockets: String,
+    /// Of a core.
+    pub threads: String,
     pub memory: String,
     /// "disk", "kernel" or "test".
     pub boot: String,
@@ -129,12 +132,15 @@ impl GuestFields {
 
 impl Default for GuestFields {
     fn default() -> GuestFields {
+        let [sockets, threads] = ["1"; 2].map(str::to_owned);
         let [name, disk_image, cdrom, kernel, initrd, cmdline, firmware] = [""; 7].map(str::to_owned);
         let [cpus, memory, boot, disk_size] = ["2", "2G", "disk", "16G"].map(str::to_owned);
         let [disk_bus, network, network_model] = ["virtio", "nat", "virtio"].map(str::to_owned);
         GuestFields {
             name,
             cpus,
+            sockets,
+            threads,
             memory,
             boot,
             disk_size,

@@ -19,5 +19,15 @@ direct direct-elf cloud-vmlinux 1
 direct direct-bzimage cloud-bzimage 1
 direct direct-two cloud-vmlinux 2
 
+# Two sockets of three cores: the ids of the processors have a gap, and the kernel finds all six.
+guest groups --cpus 6 --sockets 2 --memory 256M --network none --kernel "$MATERIAL/cloud-vmlinux" --initrd "$MATERIAL/userland-stay.cpio" --cmdline "console=ttyS0 panic=-1"
+await_serial groups 'userland: .* 6 CPUs' 120
+type_serial groups 'echo ids-$(grep ^apicid /proc/cpuinfo | cut -d: -f2 | xargs)\r'
+await_serial groups '^ids-0 1 2 4 5 6' 30
+type_serial groups 'echo groups-$(grep "^physical id" /proc/cpuinfo | sort -u | wc -l)-$(grep -m 1 "^cpu cores" /proc/cpuinfo | cut -d: -f2 | xargs)\r'
+await_serial groups '^groups-2-3' 30
+type_serial groups 'poweroff -f\r'
+ends groups 30
+
 guest direct-off --memory 256M --network none --kernel "$MATERIAL/cloud-vmlinux" --initrd "$MATERIAL/userland.cpio" --cmdline "console=ttyS0 quiet"
 ends direct-off 120
