@@ -20,7 +20,7 @@ run_in debian-uefi 30 'efibootmgr | grep "Debian by hand"'
 type_serial debian-uefi 'poweroff\r'
 ends debian-uefi 180
 
-guest debian-secure --cpus 2 --memory 1G --network none --firmware uefi-secure --disk-bus ahci --disk "$MATERIAL/debian12-esp.raw"
+guest debian-secure --memory 1G --network none --firmware uefi-secure --disk-bus ahci --disk "$MATERIAL/debian12-esp.raw"
 log_in debian-secure 1
 run_in debian-secure 30 'mokutil --sb-state | grep -i "SecureBoot enabled"'
 run_in debian-secure 30 'dmesg | grep -i "secure boot enabled\|Kernel is locked down"'

@@ -23,7 +23,7 @@ PYTHON
 web=$!
 trap 'remove_guests; kill $web' EXIT
 
-guest nvme --firmware uefi --cpus 2 --memory 1G --network nat --network-card e1000 --disk-bus nvme --disk "$MATERIAL/debian12-esp.raw"
+guest nvme --firmware uefi --memory 1G --network nat --network-card e1000 --disk-bus nvme --disk "$MATERIAL/debian12-esp.raw"
 log_in nvme 1
 run_in nvme 30 'lsblk -dno NAME,TRAN | grep "nvme0n1 *nvme"'
 run_in nvme 30 'grep "^DRIVER=e1000" /sys/class/net/en*/device/uevent'
