@@ -5,6 +5,7 @@ pub mod client;
 pub mod console;
 pub mod doctor;
 pub mod guest;
+mod guest_args;
 pub mod image;
 pub mod table;
 pub mod task;
@@ -20,7 +21,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 
 pub use admin::AdminCommand;
-pub use guest::GuestCommand;
+pub use guest_args::GuestCommand;
 pub use image::ImageCommand;
 
 use client::{Client, TOKEN_VARIABLE, Target, Url};
