@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    spec::{DiskBus, NetworkModel},
+    spec::{DiskBus, NetworkModel, Watchdog},
     types::{Id, MacAddr, Name},
     wire::AgentFacts,
 };
@@ -36,6 +36,8 @@ pub struct Guest {
     pub disks: Vec<Disk>,
     pub cdrom: Option<ImageName>,
     pub network: Network,
+    #[serde(default)]
+    pub watchdog: Watchdog,
     /// The guest's own addresses, as its packets show them.
     pub addresses: Vec<String>,
     /// What qemu-guest-agent in the running guest says; nothing without one.
@@ -213,6 +215,9 @@ pub struct CreateGuest {
     /// The card that the guest sees; left out: virtio.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_model: Option<NetworkModel>,
+    /// What happens when the guest does not feed its watchdog; `none` is a guest without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<Watchdog>,
     /// Start it as soon as it is complete.
     #[serde(default)]
     pub start: bool,
@@ -257,6 +262,9 @@ pub struct ChangeGuest {
     pub network: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_model: Option<NetworkModel>,
+    /// What happens when the guest does not feed its watchdog; `none` is a guest without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<Watchdog>,
     #[serde(default)]
     pub add_disks: Vec<NewDisk>,
     /// Deleted with their files.

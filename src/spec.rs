@@ -39,6 +39,8 @@ pub struct GuestSpec {
     /// The machine always has a CD drive; this says whether a medium is in it at start.
     pub cd: bool,
     pub network: Option<NetworkSpec>,
+    #[serde(default)]
+    pub watchdog: Watchdog,
     /// What firmware tries first to last. What is not named comes after it: the disks, then the CD; the network only when named.
     #[serde(default)]
     pub boot_order: Vec<BootFrom>,
@@ -196,6 +198,52 @@ impl FromStr for NetworkModel {
     }
 }
 
+/// What happens when the guest does not feed its watchdog in time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Watchdog {
+    /// There is none.
+    #[default]
+    None,
+    Reset,
+    PowerOff,
+    Pause,
+}
+
+impl Watchdog {
+    pub const ALL: [Watchdog; 4] = [Watchdog::None, Watchdog::Reset, Watchdog::PowerOff, Watchdog::Pause];
+
+    /// The word in forms and the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Watchdog::None => "none",
+            Watchdog::Reset => "reset",
+            Watchdog::PowerOff => "power_off",
+            Watchdog::Pause => "pause",
+        }
+    }
+
+    /// For people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Watchdog::None => "None",
+            Watchdog::Reset => "Resets the guest",
+            Watchdog::PowerOff => "Powers the guest off",
+            Watchdog::Pause => "Pauses the guest",
+        }
+    }
+}
+
+impl FromStr for Watchdog {
+    type Err = BadValue;
+    fn from_str(text: &str) -> Result<Watchdog, BadValue> {
+        Watchdog::ALL
+            .into_iter()
+            .find(|watchdog| watchdog.as_str() == text)
+            .ok_or_else(|| BadValue("A watchdog is none, reset, power_off or pause.".into()))
+    }
+}
+
 /// What the passed network descriptor is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -330,6 +378,7 @@ pub(crate) mod tests {
             disks: vec![],
             cd: false,
             network: None,
+            watchdog: Watchdog::None,
             boot_order: vec![],
             first_boot: None,
         }

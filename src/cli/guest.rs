@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     api::{Boot, ChangeCd, ChangeGuest, CreateGuest, Firmware, Guest, NewDisk, StartGuest, State},
-    spec::{DiskBus, NetworkModel},
+    spec::{DiskBus, NetworkModel, Watchdog},
     types::{parse_size, show_size},
 };
 
@@ -138,6 +138,9 @@ fn describe(guest: &Guest) -> String {
     lines.push(("cdrom", guest.cdrom.as_ref().map_or_else(|| "empty".into(), |image| image.name.clone())));
     let (network, card) = (&guest.network, guest.network.model.as_str());
     lines.push(("network", format!("{}  {} on {card}", network.mode, network.mac)));
+    if guest.watchdog != Watchdog::None {
+        lines.push(("watchdog", guest.watchdog.as_str().into()));
+    }
     lines.extend(guest.addresses.iter().map(|address| ("address", address.clone())));
     if let Some(agent) = &guest.agent {
         lines.push(("system", agent.system.clone()));
@@ -190,6 +193,7 @@ fn create(client: &Client, place: &PlaceArgs, args: CreateArgs) -> Outcome {
         cdrom: find(args.cdrom.as_ref())?,
         network: args.network,
         network_model: args.network_card.map(NetworkModel::from),
+        watchdog: args.watchdog,
         // Asked for below, where its failure is heard.
         start: false,
     };
@@ -252,6 +256,7 @@ fn set(client: &Client, place: &PlaceArgs, args: SetArgs) -> Outcome {
         cdrom: None,
         network: args.network,
         network_model: args.network_card.map(NetworkModel::from),
+        watchdog: args.watchdog,
         add_disks,
         remove_disks,
     };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::{
-    spec::NetworkModel,
+    spec::{NetworkModel, Watchdog},
     types::parse_size,
 };
 
@@ -171,6 +171,9 @@ pub struct CreateArgs {
     /// The card that the guest sees; left out: virtio.
     #[arg(long, value_enum, value_name = "CARD")]
     pub network_card: Option<CardArg>,
+    /// What happens when the guest does not feed its watchdog: reset, power_off, pause; none takes the watchdog out.
+    #[arg(long, value_name = "WHAT")]
+    pub watchdog: Option<Watchdog>,
     /// The built-in test guest: greets, shows the time, echoes keys.
     #[arg(long, conflicts_with_all = ["kernel", "firmware"])]
     pub test_guest: bool,
@@ -235,4 +238,7 @@ pub struct SetArgs {
     /// The card that the guest sees.
     #[arg(long, value_enum, value_name = "CARD")]
     pub network_card: Option<CardArg>,
+    /// What happens when the guest does not feed its watchdog: reset, power_off, pause; none takes the watchdog out.
+    #[arg(long, value_name = "WHAT")]
+    pub watchdog: Option<Watchdog>,
 }

@@ -37,6 +37,8 @@ pub enum Order {
     HostFault(String),
     Addresses(Vec<String>),
     Panic(Panic),
+    /// The guest did not feed its watchdog.
+    Watchdog,
     /// The guest's agent has something else to say.
     AgentNews,
     /// SIGTERM: somebody wants this host quiet.

@@ -52,6 +52,7 @@ use super::{
         pci::VirtioPci,
         rng::Rng,
     },
+    watchdog::{Watchdog, WatchdogHold},
 };
 use crate::spec::{self, BootFrom, DiskBus, GuestSpec, NetworkModel, NetworkSpec};
 
@@ -92,6 +93,8 @@ pub struct Listeners {
     /// The guest's kernel has crashed.
     pub panic: Arc<dyn Fn(Panic) + Send + Sync>,
     pub agent: AgentSink,
+    /// The guest did not feed its watchdog.
+    pub watchdog: Arc<dyn Fn() + Send + Sync>,
 }
 
 /// Everything on the buses.
@@ -120,6 +123,7 @@ pub struct Devices {
     nvme: Vec<NvmeIo>,
     /// When the guest has that card.
     e1000: Option<E1000Io>,
+    watchdog: Option<WatchdogHold>,
     workers: Vec<Worker>,
 }
 
@@ -181,6 +185,10 @@ impl Devices {
         functions.add_virtio(slot::TABLET, tablet)?;
         let (agent, output) = agent::make(Arc::clone(&listeners.agent))?;
         functions.add_virtio(slot::CONSOLE, Console::new(agent.clone(), output)?)?;
+        let watchdog = match spec.watchdog {
+            spec::Watchdog::None => None,
+            _ => Some(functions.add_watchdog(Arc::clone(&listeners.watchdog))?),
+        };
         let Functions { nvme, workers, .. } = functions;
 
         let hub = ConsoleHub::new(SCROLLBACK_BYTES);
@@ -217,6 +225,7 @@ impl Devices {
             ahci,
             nvme,
             e1000,
+            watchdog,
             workers,
         };
         devices.map_fixed();
@@ -280,6 +289,9 @@ impl Devices {
         for controller in &self.nvme {
             controller.hold();
         }
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.hold();
+        }
         self.ahci.quiesce();
         if let Some(card) = &self.e1000 {
             card.quiesce();
@@ -298,6 +310,9 @@ impl Devices {
         }
         for controller in &self.nvme {
             controller.release();
+        }
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.release();
         }
     }
 
@@ -365,6 +380,14 @@ impl Functions<'_> {
         let ram = self.ram.clone();
         self.root.try_add(DevFn::new(slot, 0), irq, vectors, |wiring| VirtioPci::new(device, ram, &wiring))?;
         Ok(())
+    }
+
+    fn add_watchdog(&mut self, bite: Arc<dyn Fn() + Send + Sync>) -> io::Result<WatchdogHold> {
+        let at = DevFn::new(slot::WATCHDOG, 0);
+        let made =
+            self.root.try_add(at, IrqLine::unconnected(), 0, |_| Watchdog::new(Clock::monotonic(), move || bite()))?;
+        let hold = lock(&made).hold();
+        Ok(hold)
     }
 
     fn add_nvme(&mut self, slot: u8, disk: NvmeDisk, report: FaultReport) -> io::Result<()> {

@@ -49,4 +49,5 @@ pub mod vcpu;
 pub mod vga;
 pub mod virtio;
 pub mod vm;
+pub mod watchdog;
 pub mod worker;

@@ -27,7 +27,7 @@ use super::{
     vcpu::VcpuEvent,
 };
 use crate::{
-    spec::GuestSpec,
+    spec::{GuestSpec, Watchdog},
     types::now_ms,
     wire::{EndKind, EngineAction, EngineEnd, EngineMessage, EngineStart, Handed, Hello, Observed, PROTOCOL},
 };
@@ -151,12 +151,13 @@ fn guest(start: &EngineStart, hands: Hands) -> io::Result<EngineEnd> {
     let (orders, inbox) = control::orders();
     on_terminate(orders.clone())?;
     let (faults, addresses, panics, vcpus) = (orders.clone(), orders.clone(), orders.clone(), orders.clone());
-    let agents = orders.clone();
+    let (agents, watchdogs) = (orders.clone(), orders.clone());
     let listeners = Listeners {
         host_fault: Arc::new(move |reason| drop(faults.send(Order::HostFault(reason)))),
         addresses: Arc::new(move |list| drop(addresses.send(Order::Addresses(list)))),
         panic: Arc::new(move |said| drop(panics.send(Order::Panic(said)))),
         agent: Arc::new(move || drop(agents.send(Order::AgentNews))),
+        watchdog: Arc::new(move || drop(watchdogs.send(Order::Watchdog))),
     };
     let sink = Arc::new(move |event| drop(vcpus.send(Order::Vcpu(event))));
     hands.log.say(&format!(
@@ -185,7 +186,16 @@ fn guest(start: &EngineStart, hands: Hands) -> io::Result<EngineEnd> {
     control::serve(hands.control, orders, announcer.clone())?;
     let (log, scrollback) = (hands.log, hands.scrollback);
     let asked_us = start.asked_us;
-    let mut keeper = Keeper { machine, announcer, log, paused: false, begun: Instant::now(), crashes: 0, asked_us };
+    let mut keeper = Keeper {
+        machine,
+        announcer,
+        log,
+        paused: false,
+        begun: Instant::now(),
+        crashes: 0,
+        on_watchdog: spec.watchdog,
+        asked_us,
+    };
     let end = keeper.follow(&inbox);
     keeper.machine.devices.close();
     if let Some(mut file) = scrollback {
@@ -247,6 +257,7 @@ struct Keeper {
     begun: Instant,
     /// Triple faults in a row, each soon after the reset before it.
     crashes: u32,
+    on_watchdog: Watchdog,
     /// When somebody wished for this process, on the monotonic clock.
     asked_us: u64,
 }
@@ -293,6 +304,7 @@ impl Keeper {
                     self.announcer.say(|hello| hello.crashed = true, &EngineMessage::Crashed);
                     None
                 }
+                Order::Watchdog => self.watchdog(),
                 Order::AgentNews => {
                     let facts = self.machine.devices.agent.news();
                     let message = EngineMessage::Agent(facts.clone());
@@ -404,6 +416,24 @@ impl Keeper {
     fn wished_reset(&mut self) -> Option<EngineEnd> {
         self.crashes = 0;
         self.reset()
+    }
+
+    /// The guest hangs, or whoever feeds its watchdog does.
+    fn watchdog(&mut self) -> Option<EngineEnd> {
+        let reason = "the guest did not feed its watchdog";
+        self.log.say(&format!("engine: {reason}"));
+        match self.on_watchdog {
+            Watchdog::None => None,
+            Watchdog::Reset => self.wished_reset(),
+            Watchdog::Pause => {
+                self.pause(Some(reason.into()));
+                None
+            }
+            Watchdog::PowerOff => {
+                self.machine.pause();
+                Some(EngineEnd { how: EndKind::Failed, reason: format!("{reason} and was powered off") })
+            }
+        }
     }
 
     /// A PC resets on a triple fault. A guest that never gets further has failed.

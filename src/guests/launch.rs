@@ -89,6 +89,7 @@ pub(super) fn spec_of(row: &GuestRow, disks: &[DiskRow]) -> GuestSpec {
             NetworkMode::User => Some(NetworkBackend::Passt),
         }
         .map(|backend| NetworkSpec { mac: row.mac, backend, model: row.network_model }),
+        watchdog: row.watchdog,
         boot_order: row.boot_order.clone(),
         first_boot: None,
     }

@@ -64,6 +64,7 @@ impl Guests {
             boot_order: Vec::new(),
             network,
             network_model: wanted.network_model.unwrap_or_default(),
+            watchdog: wanted.watchdog.unwrap_or_default(),
             mac: MacAddr::random(),
             failure: None,
             created_ms: now_ms(),
@@ -379,6 +380,7 @@ fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest, usual: BootKind) -> Result<(Gu
         cdrom,
         network,
         network_model,
+        watchdog,
         add_disks,
         remove_disks,
     } = wanted;
@@ -401,6 +403,7 @@ fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest, usual: BootKind) -> Result<(Gu
         row.network = network.parse().map_err(|bad| Error::invalid("network", format!("{bad}")))?;
     }
     row.network_model = network_model.unwrap_or(row.network_model);
+    row.watchdog = watchdog.unwrap_or(row.watchdog);
     let mut disks = rows::disks(tx, id)?;
     if let Some(stranger) = remove_disks.iter().find(|gone| !disks.iter().any(|disk| disk.id == **gone)) {
         return Err(Error::invalid("remove_disks", format!("This guest has no disk {stranger}.")));

@@ -7,7 +7,7 @@ use rusqlite::{Row, named_params, params};
 use super::{Tx, get, maybe_parsed, parsed, signed, unsigned};
 use crate::{
     error::{Error, Result},
-    spec::{BootFrom, DiskBus, NetworkModel},
+    spec::{BootFrom, DiskBus, NetworkModel, Watchdog},
     types::{BadValue, Id, MacAddr, Name},
 };
 
@@ -57,6 +57,7 @@ pub struct GuestRow {
     pub boot_order: Vec<BootFrom>,
     pub network: NetworkMode,
     pub network_model: NetworkModel,
+    pub watchdog: Watchdog,
     pub mac: MacAddr,
     /// Why it failed last; gone at the next start.
     pub failure: Option<String>,
@@ -178,6 +179,7 @@ fn guest(row: &Row) -> rusqlite::Result<GuestRow> {
         boot_order: boot_order_of(row)?,
         network,
         network_model: parsed(row, "network_model")?,
+        watchdog: parsed(row, "watchdog")?,
         mac: parsed(row, "mac")?,
         failure: get(row, "failure")?,
         created_ms: get(row, "created_ms")?,
@@ -232,10 +234,10 @@ pub fn insert(tx: &Tx, row: &GuestRow) -> Result<()> {
     name_is_free(tx, &row.name, &row.id)?;
     tx.run(
         "INSERT INTO guests (id, name, machine, desired, note, cpus, sockets, threads, memory_bytes, boot, secure_boot, kernel_image_id,
-             initrd_image_id, cmdline, cd_image_id, boot_order, network, network_model, bridge, mac, failure,
+             initrd_image_id, cmdline, cd_image_id, boot_order, network, network_model, watchdog, bridge, mac, failure,
              created_ms)
          VALUES (:id, :name, :machine, :desired, :note, :cpus, :sockets, :threads, :memory_bytes, :boot, :secure_boot, :kernel, :initrd,
-             :cmdline, :cd, :boot_order, :network, :network_model, :bridge, :mac, :failure, :created_ms)",
+             :cmdline, :cd, :boot_order, :network, :network_model, :watchdog, :bridge, :mac, :failure, :created_ms)",
         named_params! {
             ":id": row.id.as_str(), ":name": row.name.as_str(), ":machine": row.machine,
             ":desired": desired_word(row.desired_on), ":note": row.note, ":cpus": row.cpus,
@@ -244,6 +246,7 @@ pub fn insert(tx: &Tx, row: &GuestRow) -> Result<()> {
             ":initrd": row.initrd_image_id.as_ref().map(Id::as_str),
             ":cmdline": row.cmdline, ":cd": row.cd_image_id.as_ref().map(Id::as_str),
             ":boot_order": boot_order_column(&row.boot_order), ":network_model": row.network_model.as_str(),
+            ":watchdog": row.watchdog.as_str(),
             ":network": row.network.column(), ":bridge": row.network.bridge(), ":mac": row.mac.to_string(),
             ":failure": row.failure, ":created_ms": row.created_ms,
         },
@@ -259,7 +262,7 @@ pub fn update(tx: &Tx, row: &GuestRow) -> Result<()> {
     tx.run(
         "UPDATE guests SET name = :name, note = :note, cpus = :cpus, sockets = :sockets, threads = :threads, memory_bytes = :memory_bytes, boot = :boot,
              secure_boot = :secure_boot, kernel_image_id = :kernel, initrd_image_id = :initrd, cmdline = :cmdline, cd_image_id = :cd,
-             boot_order = :boot_order, network = :network, network_model = :network_model, bridge = :bridge
+             boot_order = :boot_order, network = :network, network_model = :network_model, watchdog = :watchdog, bridge = :bridge
          WHERE id = :id",
         named_params! {
             ":id": row.id.as_str(), ":name": row.name.as_str(), ":note": row.note, ":cpus": row.cpus,
@@ -268,6 +271,7 @@ pub fn update(tx: &Tx, row: &GuestRow) -> Result<()> {
             ":initrd": row.initrd_image_id.as_ref().map(Id::as_str),
             ":cmdline": row.cmdline, ":cd": row.cd_image_id.as_ref().map(Id::as_str),
             ":boot_order": boot_order_column(&row.boot_order), ":network_model": row.network_model.as_str(),
+            ":watchdog": row.watchdog.as_str(),
             ":network": row.network.column(), ":bridge": row.network.bridge(),
         },
     )?;
@@ -387,6 +391,7 @@ pub(crate) mod tests {
             boot_order: Vec::new(),
             network: NetworkMode::None,
             network_model: NetworkModel::Virtio,
+            watchdog: Watchdog::None,
             mac: MacAddr::random(),
             failure: None,
             created_ms: 1,
@@ -425,6 +430,7 @@ pub(crate) mod tests {
         assert_eq!(store.read(|tx| named(tx, "web01")).unwrap().as_ref(), Some(&row));
         (row.cpus, row.sockets, row.threads) = (8, 2, 4);
         row.network_model = NetworkModel::E1000;
+        row.watchdog = Watchdog::PowerOff;
         row.boot_order = vec![BootFrom::Network];
         row.network = NetworkMode::Nat;
         store.write(|tx| update(tx, &row)).unwrap();

@@ -29,6 +29,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0003_boot_order.sql"),
     include_str!("migrations/0004_nvme_e1000.sql"),
     include_str!("migrations/0005_topology.sql"),
+    include_str!("migrations/0006_watchdog.sql"),
 ];
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 

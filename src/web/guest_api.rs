@@ -77,6 +77,7 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
             .collect(),
         cdrom: cd.as_ref().map(|image| api::ImageName { id: image.id.clone(), name: image.name.clone() }),
         network: api::Network { mode: row.network.to_string(), model: row.network_model, mac: row.mac },
+        watchdog: row.watchdog,
         addresses: status.addresses.clone(),
         agent: status.agent.clone(),
         started_ms: status.started_ms,

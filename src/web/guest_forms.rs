@@ -10,7 +10,7 @@ use crate::{
     api::{Boot, ChangeGuest, CreateGuest, Firmware, NewDisk},
     error::{Error, Result},
     guests::{Guest, host_memory},
-    spec::{BootFrom, DISKS_MAX, NetworkModel},
+    spec::{BootFrom, DISKS_MAX, NetworkModel, Watchdog},
     store::{
         guests::{BootKind, NetworkMode},
         images::{self, ImageKind, ImageRow},
@@ -45,6 +45,7 @@ pub fn fields_of(form: &Form) -> GuestFields {
         boot_order: (0..BOOT_DEVICES_MAX).map(|at| text(&format!("boot_order_{at}"))).collect(),
         network: text("network"),
         network_model: text("network_model"),
+        watchdog: text("watchdog"),
         start: form.ticked("start"),
     }
 }
@@ -90,6 +91,7 @@ pub fn fields_of_guest(guest: &Guest) -> GuestFields {
         boot_order: guest.boot_order().iter().map(ToString::to_string).collect(),
         network: row.network.to_string(),
         network_model: row.network_model.as_str().to_owned(),
+        watchdog: row.watchdog.as_str().to_owned(),
         start: false,
     }
 }
@@ -122,6 +124,7 @@ pub fn create_guest(fields: &GuestFields) -> Result<CreateGuest, FieldErrors> {
         cdrom: Some(fields.cdrom.clone()).filter(|image| !image.is_empty() && fields.boot != "test"),
         network: network(fields, &mut errors),
         network_model: network_model(fields, &mut errors),
+        watchdog: watchdog(fields, &mut errors),
         start: fields.start,
     };
     if errors.is_empty() { Ok(wanted) } else { Err(errors) }
@@ -141,6 +144,7 @@ pub fn change_guest(fields: &GuestFields) -> Result<ChangeGuest, FieldErrors> {
         cdrom: None,
         network: network(fields, &mut errors),
         network_model: network_model(fields, &mut errors),
+        watchdog: watchdog(fields, &mut errors),
         add_disks: new_disk(fields, ("add_disk_size", "add_disk_image"), &mut errors),
         remove_disks: Vec::new(),
     };
@@ -246,6 +250,13 @@ fn network_model(fields: &GuestFields, errors: &mut FieldErrors) -> Option<Netwo
     }
 }
 
+fn watchdog(fields: &GuestFields, errors: &mut FieldErrors) -> Option<Watchdog> {
+    match fields.watchdog.as_str() {
+        "" => None,
+        word => word.parse().map_err(|bad: BadValue| errors.add("watchdog", bad.to_string())).ok(),
+    }
+}
+
 fn new_disk(fields: &GuestFields, names: (&str, &str), errors: &mut FieldErrors) -> Vec<NewDisk> {
     if fields.disk_size.is_empty() && fields.disk_image.is_empty() {
         return Vec::new();
@@ -299,6 +310,7 @@ pub async fn choices(state: &State) -> Result<GuestChoices> {
         boot_files: of(&[ImageKind::Kernel, ImageKind::Initrd, ImageKind::Other]),
         networks: network_choices(&network),
         firmwares: firmware_choices(state).await,
+        watchdogs: Watchdog::ALL.map(|watchdog| choice(watchdog.as_str(), watchdog.words())).to_vec(),
         host_words: host_words(),
     })
 }
@@ -391,6 +403,7 @@ mod tests {
             fields.network = "bridge:".into();
             fields.firmware = "coreboot".into();
             fields.network_model = "ne2000".into();
+            fields.watchdog = "cat".into();
         });
         let errors = create_guest(&wrong).unwrap_err();
         for field in [
@@ -403,6 +416,7 @@ mod tests {
             "disk_bus",
             "network",
             "network_model",
+            "watchdog",
             "firmware",
         ] {
             assert!(errors.of(field).is_some(), "{field}");

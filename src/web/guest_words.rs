@@ -11,7 +11,7 @@ use crate::{
         Guest,
         lifecycle::{Event, State as GuestState},
     },
-    spec::{BootFrom, NetworkModel},
+    spec::{BootFrom, NetworkModel, Watchdog},
     store::{
         guests::{BootKind, GuestRow},
         users::Role,
@@ -180,6 +180,9 @@ pub fn facts(guest: &Guest) -> Vec<view::Fact> {
         NetworkModel::E1000 => ", on an Intel e1000",
     };
     facts.push(fact("Network", format!("{}{card}", row.network), false));
+    if row.watchdog != Watchdog::None {
+        facts.push(fact("Watchdog", row.watchdog.words().to_owned(), false));
+    }
     facts.push(fact("Hardware address", row.mac.to_string(), true));
     facts.extend(guest.status.addresses.iter().map(|address| fact("Address", address.clone(), true)));
     if guest.status.state == GuestState::Running {

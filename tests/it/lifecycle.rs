@@ -3,7 +3,7 @@
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use innkeeper::{
-    spec::{Boot, BootFrom, DiskBus, FirstBoot, NetworkModel},
+    spec::{Boot, BootFrom, DiskBus, FirstBoot, NetworkModel, Watchdog},
     state_files::VARIABLES,
     wire::{AgentFacts, EndKind, EngineAction, EngineMessage, Observed, Place},
 };
@@ -298,8 +298,16 @@ fn disks_and_cards_are_what_was_asked_for() {
     wait_for(client, "n", "stopped");
     let answer = client.call("PATCH", "/api/v1/guests/n", &json!({ "network_model": "virtio" }));
     assert_eq!(answer.json()["network"]["model"], "virtio");
-    let wrong = client.call("PATCH", "/api/v1/guests/n", &json!({ "network_model": "ne2000" }));
-    assert_eq!(wrong.status, 422);
+    for wrong in [json!({ "network_model": "ne2000" }), json!({ "watchdog": "cat" }), json!({ "sockets": 0 })] {
+        assert_eq!(client.call("PATCH", "/api/v1/guests/n", &wrong).status, 422, "{wrong}");
+    }
+    let groups = json!({ "cpus": 8, "sockets": 2, "threads": 2, "watchdog": "pause" });
+    assert_eq!(client.call("PATCH", "/api/v1/guests/n", &groups).status, 200);
+    let page = client.get("/guests/n").text();
+    assert!(page.contains("8: 2 sockets of 2 cores with 2 threads") && page.contains("Pauses the guest"), "{page}");
+    act(client, "n", "start");
+    let spec = lab.engine("n").unwrap().launch.spec.clone();
+    assert_eq!((spec.cpus, spec.sockets, spec.threads, spec.watchdog), (8, 2, 2, Watchdog::Pause));
 }
 
 #[test]

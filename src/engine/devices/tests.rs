@@ -103,6 +103,7 @@ fn rig_with(memory_bytes: u64, buses: &[DiskBus], model: NetworkModel) -> Rig {
         addresses: Arc::new(|_| ()),
         panic: Arc::new(|_| ()),
         agent: Arc::new(|| ()),
+        watchdog: Arc::new(|| ()),
     };
     let facts = MachineFacts { cpus: 2, memory_bytes, boot_order: boot_order(&spec), ..sample() };
     let board = Arc::new(Recorder::default());

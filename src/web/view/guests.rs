@@ -120,6 +120,7 @@ pub struct GuestFields {
     pub boot_order: Vec<String>,
     pub network: String,
     pub network_model: String,
+    pub watchdog: String,
     pub start: bool,
 }
 
@@ -154,6 +155,7 @@ impl Default for GuestFields {
             boot_order: Vec::new(),
             network,
             network_model,
+            watchdog: "none".to_owned(),
             start: true,
         }
     }
@@ -171,6 +173,7 @@ pub struct GuestChoices {
     /// `nat`, `user`, `none`, `bridge:NAME`, with labels that say what they do.
     pub networks: Vec<Choice>,
     pub firmwares: Vec<Choice>,
+    pub watchdogs: Vec<Choice>,
     /// "This host has 8 CPUs and 31 GiB of memory, 12 GiB of it free."
     pub host_words: String,
 }
