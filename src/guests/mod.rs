@@ -46,6 +46,8 @@ pub use disks::host_memory;
 
 /// How long a request waits for what it caused; the guest goes on by itself afterwards.
 const SETTLE: Duration = Duration::from_secs(5);
+/// How long a picture waits for an engine that is just being started.
+const REACHED: Duration = Duration::from_secs(20);
 /// A screenshot this young is shown again instead of asking the engine.
 const SCREENSHOT_AGE: Duration = Duration::from_secs(1);
 /// The end of a guest's log that is shown.
@@ -312,7 +314,9 @@ impl Guests {
     ///
     /// Errors: `NotFound` when it does not run; `Unavailable` when its engine does not answer.
     pub async fn screenshot(&self, id: &Id, max_width: Option<u32>) -> Result<Vec<u8>> {
-        let status = self.supervisor_of(id)?.status();
+        // A page draws a guest as soon as it is being started; its picture is there when its engine has been reached.
+        let reached = |status: &Status| status.client.is_some() || !status.state.is_live();
+        let status = self.supervisor_of(id)?.wait_for(REACHED, reached).await;
         if !status.state.is_live() {
             return Err(Error::not_found("The guest does not run, so it has no screen."));
         }

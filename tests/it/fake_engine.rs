@@ -37,12 +37,14 @@ pub struct Manners {
     pub stubborn: bool,
     /// Never answers on its control socket.
     pub mute: bool,
+    /// So long after its start it answers first.
+    pub late: Duration,
     pub starts: Result<(), String>,
 }
 
 impl Default for Manners {
     fn default() -> Manners {
-        Manners { protocol: PROTOCOL, stubborn: false, mute: false, starts: Ok(()) }
+        Manners { protocol: PROTOCOL, stubborn: false, mute: false, late: Duration::ZERO, starts: Ok(()) }
     }
 }
 
@@ -163,6 +165,7 @@ fn listen(shared: &Arc<Shared>, path: PathBuf, serve: fn(&Shared, UnixStream)) {
 }
 
 fn control(shared: &Shared, stream: UnixStream) {
+    thread::sleep(shared.manners.late);
     let hello = Hello {
         protocol: shared.manners.protocol,
         version: "9.9".into(),

@@ -1,6 +1,9 @@
 //! Guests from making to deleting, with engines that have no KVM.
 
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::{
+    os::unix::fs::{FileExt, MetadataExt},
+    time::Duration,
+};
 
 use innkeeper::{
     spec::{Boot, BootFrom, DiskBus, FirstBoot, NetworkModel, Watchdog},
@@ -366,6 +369,23 @@ fn an_engine_that_pauses_by_itself_says_why() {
     assert_eq!(act(client, "a", "resume").1["state"], "running");
     engine.say(&EngineMessage::Addresses(vec!["192.0.2.99".into()]));
     eventually("the new address", || show(client, "a")["addresses"][0] == "192.0.2.99");
+}
+
+#[test]
+fn the_picture_of_a_guest_that_is_just_being_started_comes_with_its_engine() {
+    let lab = Lab::with(Manners { late: Duration::from_millis(1500), ..Manners::default() });
+    let client = &mut lab.administrator();
+    test_guest(client, "a");
+    std::thread::scope(|scope| {
+        let mut other = lab.administrator();
+        scope.spawn(move || act(&mut other, "a", "start"));
+        wait_for(client, "a", "starting");
+        let picture = client.get("/api/v1/guests/a/screenshot.png");
+        assert_eq!((picture.status, picture.body.as_slice()), (200, PICTURE));
+    });
+    act(client, "a", "poweroff");
+    wait_for(client, "a", "stopped");
+    assert_eq!(client.get("/api/v1/guests/a/screenshot.png").status, 404);
 }
 
 #[test]
