@@ -42,6 +42,8 @@ struct State {
     known: bool,
     /// It has answered our greeting.
     ready: bool,
+    /// It was asked to shut the system down. It answers nothing to that, so a second wish goes another way.
+    asked_off: bool,
     greetings: u64,
     /// `told` was called, and nobody has asked since: a guest that comes and goes without end makes no queue.
     telling: bool,
@@ -76,6 +78,7 @@ impl Agent {
             facts: AgentFacts::default(),
             known: false,
             ready: false,
+            asked_off: false,
             greetings: 0,
             telling: false,
         })))
@@ -88,8 +91,11 @@ impl Agent {
         state.known.then(|| state.facts.clone())
     }
 
-    /// Asks the system to shut down. False when there is no agent.
+    /// Asks the system to shut down, once. False when there is no agent, or it was asked before and the guest still runs.
     pub fn shut_down(&self) -> bool {
+        if std::mem::replace(&mut self.lock().asked_off, true) {
+            return false;
+        }
         // It answers only when it refuses.
         self.order("guest-shutdown", json!({ "mode": "powerdown" }), false)
     }
@@ -120,7 +126,7 @@ impl PortPeer for Agent {
         state.skipping = false;
         state.asked.clear();
         state.facts = AgentFacts::default();
-        state.ready = false;
+        (state.ready, state.asked_off) = (false, false);
         if std::mem::take(&mut state.known) {
             state.tell();
         }
@@ -287,6 +293,7 @@ mod tests {
         assert_eq!((rig.told.load(Ordering::SeqCst), rig.agent.news()), (1, Some(facts)));
         assert!(rig.agent.shut_down());
         assert!(rig.sent().contains("guest-shutdown"));
+        assert!(!rig.agent.shut_down(), "one that hangs does not keep the power button from being pressed");
         rig.agent.opened(false);
         assert!(!rig.agent.set_clock(1));
         for _ in 0..100 {
