@@ -27,8 +27,8 @@ const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
 const HEADER_BYTES: u64 = 16;
 const SERIAL_BYTES: usize = 20;
 const CONFIG_BYTES: usize = 60;
-/// Ranges of one request to discard or to zero, and sectors of one range. Zeros may have to be written: 32 MiB at a time, so that a
-/// request stays short.
+/// Ranges of one request to discard, and sectors of one range to discard or to zero. Zeros may have to be written: one range of 32 MiB
+/// in a request, so that it stays short.
 const RANGES_MAX: u32 = 16;
 const DISCARD_SECTORS_MAX: u32 = 1 << 22;
 const ZERO_SECTORS_MAX: u32 = 1 << 16;
@@ -55,7 +55,7 @@ impl Block {
             offered |= 1 << VIRTIO_BLK_F_RO;
         } else {
             offered |= 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
-            let limits = [DISCARD_SECTORS_MAX, RANGES_MAX, DISCARD_ALIGNMENT, ZERO_SECTORS_MAX, RANGES_MAX];
+            let limits = [DISCARD_SECTORS_MAX, RANGES_MAX, DISCARD_ALIGNMENT, ZERO_SECTORS_MAX, 1];
             for (into, limit) in config[36..56].chunks_exact_mut(4).zip(limits) {
                 into.copy_from_slice(&limit.to_le_bytes());
             }
@@ -188,11 +188,11 @@ impl Requests {
     /// `None` for flags that the request has no business with.
     fn ranges(&self, ram: &GuestRam, kind: u32) -> Result<Option<Result<(), BlockError>>, Malformed> {
         let bytes = queue::bytes(&self.data);
-        if bytes == 0 || bytes > u64::from(RANGES_MAX) * RANGE_BYTES as u64 || !bytes.is_multiple_of(RANGE_BYTES as u64)
-        {
+        let zero = kind == VIRTIO_BLK_T_WRITE_ZEROES;
+        let bytes_max = RANGE_BYTES as u64 * if zero { 1 } else { u64::from(RANGES_MAX) };
+        if bytes == 0 || bytes > bytes_max || !bytes.is_multiple_of(RANGE_BYTES as u64) {
             return Ok(Some(Err(BlockError::BadSpan)));
         }
-        let zero = kind == VIRTIO_BLK_T_WRITE_ZEROES;
         let (sectors_max, flags_known) =
             if zero { (ZERO_SECTORS_MAX, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP) } else { (DISCARD_SECTORS_MAX, 0) };
         let mut ranges = [(0, 0); RANGES_MAX as usize];
@@ -429,7 +429,7 @@ mod tests {
         assert_eq!(registers.read(Region::Device, 20, Width::B4), 512);
         assert_eq!(registers.read(Region::Device, 60, Width::B4), 0, "zero behind the end");
         let limits = [36, 40, 44, 48, 52, 56].map(|at| registers.read(Region::Device, at, Width::B4));
-        assert_eq!(limits, [1 << 22, 16, 8, 1 << 16, 16, 1]);
+        assert_eq!(limits, [1 << 22, 16, 8, 1 << 16, 1, 1]);
         registers.write(Region::Device, 0, Width::B8, 1);
         assert_eq!(registers.read(Region::Device, 0, Width::B8), DISK_BYTES as u64 / 512, "read-only");
         let read_only = rig_of(true).driver.offered();
@@ -462,6 +462,7 @@ mod tests {
             (zero, vec![vec![0; 8]], VIRTIO_BLK_S_IOERR),
             (zero, vec![], VIRTIO_BLK_S_IOERR),
             (discard, vec![range(0, 1, 0); 17], VIRTIO_BLK_S_IOERR),
+            (zero, vec![range(0, 1, 0); 2], VIRTIO_BLK_S_IOERR),
         ];
         for (kind, ranges, status) in wrong {
             assert_eq!(ask(kind, &ranges), status, "{kind} {ranges:?}");
