@@ -286,6 +286,32 @@ mod tests {
     }
 
     #[test]
+    fn guests_and_disks_of_an_older_release_are_all_there_after_it_was_migrated() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = connect(&dir.path().join(FILE)).unwrap();
+        for sql in &MIGRATIONS[..2] {
+            db.execute_batch(sql).unwrap();
+        }
+        db.execute_batch(
+            "PRAGMA user_version = 2;
+             INSERT INTO guests (id, name, machine, desired, cpus, memory_bytes, boot, secure_boot, network, mac, created_ms)
+                 VALUES ('guest222', 'old', 'pc-1', 'on', 4, 1048576, 'uefi', 1, 'nat', '52:54:00:00:00:01', 1);
+             INSERT INTO disks (id, guest_id, position, bus, size_bytes, ready, created_ms)
+                 VALUES ('desk2222', 'guest222', 0, 'ahci', 512, 1, 1), ('desk3333', 'guest222', 1, 'virtio', 1024, 0, 9);",
+        )
+        .unwrap();
+        drop(db);
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.check().unwrap(), Vec::<String>::new());
+        let (rows, disks) = store.read(|tx| Ok((guests::list(tx)?, guests::all_disks(tx)?))).unwrap();
+        let [row] = rows.as_slice() else { panic!("one guest: {rows:?}") };
+        assert_eq!((row.cpus, row.sockets, row.threads, row.boot_order.len()), (4, 1, 1, 0));
+        let seen: Vec<_> =
+            disks.iter().map(|disk| (disk.id.as_str(), disk.bus.as_str(), disk.size_bytes, disk.ready)).collect();
+        assert_eq!(seen, [("desk2222", "ahci", 512, true), ("desk3333", "virtio", 1024, false)]);
+    }
+
+    #[test]
     fn a_newer_file_is_refused_by_name() {
         let (dir, store) = sample();
         store.writer.lock().unwrap().pragma_update(None, "user_version", 99).unwrap();
