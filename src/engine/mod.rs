@@ -37,6 +37,7 @@ pub mod pvpanic;
 pub mod reset;
 pub mod rfb;
 pub mod role;
+pub mod saved;
 pub mod screen;
 pub mod smbios;
 mod start_state;
