@@ -3,9 +3,13 @@
 use std::sync::Arc;
 
 use super::{
-    super::disk::{BlockBackend, BlockError, SECTOR_BYTES},
+    super::{
+        disk::{BlockBackend, BlockError, SECTOR_BYTES},
+        saved::BadState,
+    },
     fis::{Command, CommandFis, Registers, Transfer},
     identify,
+    saved::{DiskV1, check},
 };
 
 /// Status register: ready, and the bit that old drivers take for "seek complete".
@@ -260,6 +264,24 @@ impl Disk {
         give_block(&identify::disk(&identity), good(fis), data)
     }
 
+    pub(super) fn save(&self) -> DiskV1 {
+        let Disk { backend: _, serial: _, multiple, mode, write_cache, look_ahead, standby, heads, sectors_per_track } =
+            *self;
+        // At most 16 heads and 255 sectors.
+        let (heads, sectors_per_track) = (heads as u8, sectors_per_track as u8);
+        DiskV1 { multiple, mode, write_cache, look_ahead, standby, heads, sectors_per_track }
+    }
+
+    pub(super) fn restore(&mut self, saved: DiskV1) -> Result<(), BadState> {
+        let DiskV1 { multiple, mode, write_cache, look_ahead, standby, heads, sectors_per_track } = saved;
+        check(is_multiple(multiple) && is_mode(mode), "a transfer mode that there is not")?;
+        check((1..=16).contains(&heads) && sectors_per_track > 0, "a geometry without sectors")?;
+        (self.multiple, self.mode, self.standby) = (multiple, mode, standby);
+        (self.write_cache, self.look_ahead) = (write_cache, look_ahead);
+        (self.heads, self.sectors_per_track) = (heads.into(), sectors_per_track.into());
+        Ok(())
+    }
+
     fn set_geometry(&mut self, fis: &CommandFis) -> Result<(), Stop> {
         let sectors = u64::from(fis.count & 0xff);
         if sectors == 0 {
@@ -271,7 +293,7 @@ impl Disk {
 
     fn set_multiple(&mut self, fis: &CommandFis) -> Result<(), Stop> {
         let wanted = (fis.count & 0xff) as u8;
-        if wanted > identify::MULTIPLE_MAX || wanted > 0 && !wanted.is_power_of_two() {
+        if !is_multiple(wanted) {
             return Err(abort(fis));
         }
         self.multiple = wanted;
@@ -300,9 +322,19 @@ impl Disk {
 pub(super) fn transfer_mode(fis: &CommandFis, now: u8) -> Result<u8, Stop> {
     match fis.count & 0xff {
         0x00 | 0x01 | 0x08..=0x0c => Ok(now),
-        mode @ (0x20..=0x22 | 0x40..=0x45) => Ok(mode as u8),
+        mode if is_mode(mode as u8) => Ok(mode as u8),
         _ => Err(abort(fis)),
     }
+}
+
+/// Whether it is one of the DMA modes, which all are the same here.
+pub(super) fn is_mode(mode: u8) -> bool {
+    matches!(mode, 0x20..=0x22 | 0x40..=0x45)
+}
+
+/// Whether a block of READ MULTIPLE may have so many sectors; with none there is no READ MULTIPLE.
+fn is_multiple(sectors: u8) -> bool {
+    sectors <= identify::MULTIPLE_MAX && (sectors == 0 || sectors.is_power_of_two())
 }
 
 /// Sends one block as PIO data-in.

@@ -5,10 +5,14 @@
 use std::sync::Arc;
 
 use super::{
-    super::disk::{BlockBackend, BlockError},
+    super::{
+        disk::{BlockBackend, BlockError},
+        saved::BadState,
+    },
     ata::{self, ABORT, Finish, Frames, READY, STATUS_ERROR, Stop},
     fis::{Command, CommandFis, Registers, TRANSFER_BYTES_MAX, Transfer},
     identify, mmc,
+    saved::{CdV1, check},
     tray::{CdTray, Medium},
 };
 
@@ -76,6 +80,19 @@ impl CdDrive {
         self.mode = identify::DEFAULT_MODE;
         self.sense = Sense::NONE;
         self.tray.set_locked(false);
+    }
+
+    pub(super) fn save(&self) -> CdV1 {
+        let CdDrive { tray, serial: _, mode, sense: Sense(key, code, qualifier) } = self;
+        CdV1 { mode: *mode, sense: [*key, *code, *qualifier], tray: tray.save() }
+    }
+
+    pub(super) fn restore(&mut self, saved: CdV1) -> Result<(), BadState> {
+        let CdV1 { mode, sense: [key, code, qualifier], tray } = saved;
+        check(ata::is_mode(mode), "a transfer mode that there is not")?;
+        (self.mode, self.sense) = (mode, Sense(key, code, qualifier));
+        self.tray.restore(tray);
+        Ok(())
     }
 
     /// Does one command. May be called again with the same command after `Stop::Host`.

@@ -10,10 +10,12 @@ use super::{
         bus::Width,
         irq::IrqLine,
         memory::{Gpa, GuestRam},
+        saved::BadState,
     },
     ata::{Finish, Frames, Stop},
     fis::{Command, FetchError},
     port::{Follow, Plugged, Port, int},
+    saved::{HbaV1, check},
 };
 
 /// Ports of the HBA; a promise of the machine version.
@@ -264,6 +266,31 @@ impl Hba {
             }
         }
         self.sync_irq();
+    }
+
+    pub(super) fn save(&self) -> HbaV1 {
+        // A reset has ended before a pause begins.
+        let Hba { ram: _, irq: _, interrupts, is, ports, running, resetting: _, last_port, paused: _, ended: _ } = self;
+        let mut ports = ports.each_ref().map(Port::save);
+        if let Some(Running { port, slot, cancelled: false, waits: _ }) = running
+            && let Some(port) = ports.get_mut(*port)
+        {
+            // The command that waits for the host is to be the first one again.
+            port.current_slot = slot.wrapping_sub(1) & 31;
+        }
+        HbaV1 { interrupts: *interrupts, is: *is, last_port: *last_port as u8, ports }
+    }
+
+    pub(super) fn restore(&mut self, saved: HbaV1) -> Result<(), BadState> {
+        let HbaV1 { interrupts, is, last_port, ports } = saved;
+        check(is < 1 << PORTS, "an interrupt of a port that is not there")?;
+        check(usize::from(last_port) < PORTS, "a port that is not there")?;
+        for (port, saved) in self.ports.iter_mut().zip(ports) {
+            port.restore(saved)?;
+        }
+        (self.interrupts, self.is, self.last_port) = (interrupts, is, last_port.into());
+        self.sync_irq();
+        Ok(())
     }
 
     /// Sets the line from the registers: every port with an enabled interrupt sets its bit in IS (3.1.3), and the bit

@@ -4,7 +4,7 @@
 //! drive always on port 5. Commands are done one after another by one thread; there is no native command queueing.
 //!
 //! `hba.rs` and `port.rs` are the registers, `worker.rs` is the thread, `fis.rs` the structures in guest memory, `ata.rs`
-//! and `identify.rs` the disk, `atapi.rs`, `mmc.rs` and `tray.rs` the CD drive.
+//! and `identify.rs` the disk, `atapi.rs`, `mmc.rs` and `tray.rs` the CD drive, `saved.rs` what is kept of all of it.
 
 mod ata;
 mod atapi;
@@ -13,6 +13,7 @@ mod hba;
 mod identify;
 mod mmc;
 mod port;
+mod saved;
 mod tray;
 mod worker;
 
@@ -21,7 +22,7 @@ mod tests;
 
 use std::{
     io,
-    sync::Arc,
+    sync::{Arc, Mutex},
     thread::{self, JoinHandle},
 };
 
@@ -92,14 +93,15 @@ impl Ahci {
         let mut plugged = [Plugged::Nothing; PORTS];
         plugged[..disks.len()].fill(Plugged::Disk);
         plugged[DISKS_MAX] = Plugged::Cd;
-        let mut drives: Vec<Option<Drive>> =
-            disks.into_iter().map(|disk| Some(Drive::Disk(ata::Disk::new(disk.serial, disk.backend)))).collect();
-        drives.resize_with(DISKS_MAX, || None);
-        drives.push(Some(Drive::Cd(atapi::CdDrive::new(CD_SERIAL.into(), tray))));
+        let mut drives = [const { None }; PORTS];
+        for (place, disk) in drives.iter_mut().zip(disks) {
+            *place = Some(Mutex::new(Drive::Disk(ata::Disk::new(disk.serial, disk.backend))));
+        }
+        drives[DISKS_MAX] = Some(Mutex::new(Drive::Cd(atapi::CdDrive::new(CD_SERIAL.into(), tray))));
 
-        let shared = Arc::new(Shared::new(Hba::new(ram.clone(), irq, plugged), faults.scope()));
+        let shared = Arc::new(Shared::new(Hba::new(ram.clone(), irq, plugged), drives, faults.scope()));
         let theirs = Arc::clone(&shared);
-        let worker = thread::Builder::new().name("ahci".into()).spawn(move || worker::run(&theirs, &ram, drives))?;
+        let worker = thread::Builder::new().name("ahci".into()).spawn(move || worker::run(&theirs, &ram))?;
         Ok(Ahci { shared, worker: Some(worker) })
     }
 

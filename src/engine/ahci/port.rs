@@ -3,10 +3,14 @@
 //! A port has no thread: register writes and ends of commands change it under the HBA's lock. It never touches a disk.
 
 use super::{
-    super::memory::{Gpa, GuestRam},
+    super::{
+        memory::{Gpa, GuestRam},
+        saved::BadState,
+    },
     ata::READY,
     atapi,
     fis::{D2H_AT, PIO_SETUP_AT, Registers},
+    saved::{PortV1, check},
 };
 
 /// Offsets of the registers inside a port's block.
@@ -55,6 +59,11 @@ pub(super) mod cmd {
     pub(super) const KEPT: u32 = ST | FRE | 3 << 24;
 }
 
+/// What the two addresses are multiples of, in bytes.
+const LIST_ALIGN: u32 = 1024;
+const FRAMES_ALIGN: u32 = 256;
+const SCTL_KEPT: u32 = 0xfff;
+
 const BUSY: u8 = 0x80;
 const BUSY_OR_DATA: u32 = 0x88;
 /// What a port without device shows in TFD.
@@ -76,6 +85,12 @@ impl Plugged {
     pub(super) fn signature(self) -> Registers {
         let lba = if self == Plugged::Cd { atapi::SIGNATURE_LBA } else { 1 };
         Registers { status: READY, error: 1, lba, device: 0, count: 1 }
+    }
+
+    /// The same as PxSIG shows it.
+    fn sig(self) -> u32 {
+        let signature = self.signature();
+        (signature.lba as u32) << 8 | u32::from(signature.count & 0xff)
     }
 }
 
@@ -152,6 +167,84 @@ impl Port {
         *self = Port { list: self.list, frames: self.frames, ..Port::new(self.plugged) };
     }
 
+    pub(super) fn save(&self) -> PortV1 {
+        let Port {
+            plugged: _,
+            list,
+            frames,
+            is,
+            ie,
+            kept,
+            current_slot,
+            tfd,
+            sig,
+            ssts,
+            sctl,
+            serr: _, // stays zero
+            sact,
+            ci,
+            halted,
+            signature_waits,
+            link_waits: _, // only until the running command has ended, for which a pause waits
+            soft_reset,
+            reset_device,
+        } = *self;
+        PortV1 {
+            list,
+            frames,
+            is,
+            ie,
+            cmd: kept,
+            current_slot,
+            tfd,
+            sig,
+            ssts,
+            sctl,
+            sact,
+            ci,
+            halted,
+            signature_waits,
+            soft_reset,
+            reset_device,
+        }
+    }
+
+    /// A port that does what its registers say cannot be harmed by them; here is what no driver could have made them say.
+    pub(super) fn restore(&mut self, saved: PortV1) -> Result<(), BadState> {
+        let aligned = |address: u64, align: u32| address.is_multiple_of(align.into());
+        check(aligned(saved.list, LIST_ALIGN) && aligned(saved.frames, FRAMES_ALIGN), "an address between two places")?;
+        check(saved.is & !int::WRITE_CLEARS == 0 && saved.ie & !int::ENABLES == 0, "an interrupt that there is not")?;
+        check(saved.cmd & !cmd::KEPT == 0 && saved.sctl & !SCTL_KEPT == 0, "a reserved bit")?;
+        check(saved.current_slot < 32, "a slot that is not there")?;
+        check(saved.ci == 0 || saved.cmd & cmd::ST != 0, "a command of a port that is stopped")?;
+        check(saved.tfd >> 16 == 0, "a task file of more than two bytes")?;
+        let plugged = self.plugged != Plugged::Nothing;
+        check(matches!(saved.ssts, 0 | 4) || plugged && saved.ssts == SSTS_UP, "a link to nothing")?;
+        check(saved.sig == SIG_NONE || plugged && saved.sig == self.plugged.sig(), "a signature of another drive")?;
+        *self = Port {
+            plugged: self.plugged,
+            list: saved.list,
+            frames: saved.frames,
+            is: saved.is,
+            ie: saved.ie,
+            kept: saved.cmd,
+            current_slot: saved.current_slot,
+            tfd: saved.tfd,
+            sig: saved.sig,
+            ssts: saved.ssts,
+            sctl: saved.sctl,
+            serr: 0,
+            sact: saved.sact,
+            ci: saved.ci,
+            halted: saved.halted,
+            signature_waits: saved.signature_waits,
+            link_waits: false,
+            soft_reset: saved.soft_reset,
+            reset_device: saved.reset_device,
+        };
+        Ok(())
+    }
+
     /// Reads a register; `running` is whether the worker has a command of this port.
     pub(super) fn read(&self, register: u16, running: bool) -> u32 {
         match register {
@@ -185,14 +278,14 @@ impl Port {
         let low = |old: u64, align: u32| old >> 32 << 32 | u64::from(merged(old as u32) & !(align - 1));
         let high = |old: u64| u64::from(merged((old >> 32) as u32)) << 32 | old & 0xffff_ffff;
         match register {
-            reg::CLB => self.list = low(self.list, 1024),
+            reg::CLB => self.list = low(self.list, LIST_ALIGN),
             reg::CLBU => self.list = high(self.list),
-            reg::FB => self.frames = low(self.frames, 256),
+            reg::FB => self.frames = low(self.frames, FRAMES_ALIGN),
             reg::FBU => self.frames = high(self.frames),
             reg::IS => self.is &= !(value & mask & int::WRITE_CLEARS),
             reg::IE => self.ie = merged(self.ie) & int::ENABLES,
             reg::CMD => return self.write_command(merged(self.kept), ram),
-            reg::SCTL => return self.write_sctl(merged(self.sctl) & 0xfff),
+            reg::SCTL => return self.write_sctl(merged(self.sctl) & SCTL_KEPT),
             reg::SERR => self.serr &= !(value & mask),
             reg::SACT if self.started() => self.sact |= value & mask,
             reg::CI if self.started() => {
@@ -268,9 +361,8 @@ impl Port {
     }
 
     fn show_signature(&mut self) {
-        let signature = self.plugged.signature();
-        self.set_tfd(&signature);
-        self.sig = (signature.lba as u32) << 8 | u32::from(signature.count & 0xff);
+        self.set_tfd(&self.plugged.signature());
+        self.sig = self.plugged.sig();
     }
 
     /// Whether ST is set: slots are taken.

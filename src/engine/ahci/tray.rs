@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::super::disk::BlockBackend;
+use super::{
+    super::disk::BlockBackend,
+    saved::{ChangeV1, EventV1, TrayV1},
+};
 
 /// The tray, shared by the drive and the control thread. Clones are the same tray.
 ///
@@ -61,22 +64,14 @@ impl CdTray {
 
     /// Puts a medium in and closes the tray; what was in it is taken out. Called from the control thread at any time.
     pub fn insert(&self, medium: Arc<dyn BlockBackend>) {
-        let mut tray = self.lock();
-        let seen = !tray.open && tray.medium.is_some();
-        tray.change = if seen { Change::Absent } else { Change::Changed };
-        tray.event = MediaEvent::New;
-        tray.open = false;
-        tray.medium = Some(medium);
+        self.lock().insert(medium);
     }
 
     /// Takes the medium out, locked or not.
     pub fn eject(&self) {
         let mut tray = self.lock();
-        if tray.medium.take().is_some() && !tray.open {
-            tray.event = MediaEvent::Removed;
-        }
-        tray.locked = false;
-        tray.change = Change::None;
+        let had_medium = tray.medium.take().is_some();
+        tray.emptied(had_medium);
     }
 
     /// Whether the guest finds a medium: one is in, and the guest has not opened the tray.
@@ -169,7 +164,66 @@ impl CdTray {
         tray.open = false;
     }
 
+    pub(super) fn save(&self) -> TrayV1 {
+        let Tray { medium, open, locked, change, event } = &*self.lock();
+        let change = match change {
+            Change::None => ChangeV1::None,
+            Change::Absent => ChangeV1::Absent,
+            Change::Changed => ChangeV1::Changed,
+        };
+        let event = match event {
+            MediaEvent::None => EventV1::None,
+            MediaEvent::New => EventV1::New,
+            MediaEvent::Removed => EventV1::Removed,
+        };
+        TrayV1 { loaded: medium.is_some(), open: *open, locked: *locked, change, event }
+    }
+
+    /// Every state can be. The medium stays what it is; if none was in before and one is now, or the other way round, then it is
+    /// as if somebody had changed that while the guest was suspended.
+    pub(super) fn restore(&self, saved: TrayV1) {
+        let TrayV1 { loaded, open, locked, change, event } = saved;
+        let change = match change {
+            ChangeV1::None => Change::None,
+            ChangeV1::Absent => Change::Absent,
+            ChangeV1::Changed => Change::Changed,
+        };
+        let event = match event {
+            EventV1::None => MediaEvent::None,
+            EventV1::New => MediaEvent::New,
+            EventV1::Removed => MediaEvent::Removed,
+        };
+        let mut tray = self.lock();
+        let medium = tray.medium.take();
+        *tray = Tray { medium: None, open, locked, change, event };
+        match medium {
+            Some(medium) if loaded => tray.medium = Some(medium),
+            Some(medium) => tray.insert(medium),
+            None if loaded => tray.emptied(true),
+            None => {}
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Tray> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tray {
+    fn insert(&mut self, medium: Arc<dyn BlockBackend>) {
+        let seen = !self.open && self.medium.is_some();
+        self.change = if seen { Change::Absent } else { Change::Changed };
+        self.event = MediaEvent::New;
+        self.open = false;
+        self.medium = Some(medium);
+    }
+
+    /// The medium, if there was one, has been taken out.
+    fn emptied(&mut self, had_medium: bool) {
+        if had_medium && !self.open {
+            self.event = MediaEvent::Removed;
+        }
+        self.locked = false;
+        self.change = Change::None;
     }
 }

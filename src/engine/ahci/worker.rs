@@ -1,4 +1,4 @@
-//! The HBA's worker thread: takes a command, does its I/O without any lock, and shows the end of it.
+//! The HBA's worker thread: takes a command, does its I/O without the HBA's lock, and shows the end of it.
 //!
 //! ```text
 //! vCPU:    write CI ──▶ lock, set bit, unlock ──▶ wake the worker
@@ -13,19 +13,26 @@ use super::{
         bus::Width,
         fault::{FaultScope, FaultTicket, Retry},
         memory::{Gpa, GuestRam},
+        saved::BadState,
     },
     ata::{Disk, Finish, Stop},
     atapi::CdDrive,
     fis::{Command, Transfer},
-    hba::{Hba, Outcome, Running, Wish},
+    hba::{Hba, Outcome, PORTS, Running, Wish},
+    saved::{DriveV1, V1, check},
 };
 
 /// Device Control: software reset.
 const SRST: u8 = 1 << 2;
 
-/// What the vCPUs, the worker and the control thread share. Lock order: `hba` before the scope's own lock.
+/// What is behind each port; fixed for life.
+pub(super) type Drives = [Option<Mutex<Drive>>; PORTS];
+
+/// What the vCPUs, the worker and the control thread share. Lock order: `hba`, then a drive or the scope's own lock.
 pub(super) struct Shared {
     hba: Mutex<Hba>,
+    /// The worker's while it runs a command, unless that waits for the host; otherwise whoever has `hba` may look.
+    drives: Drives,
     /// Tells the worker that there may be work, or that the pause or the device has ended.
     work: Condvar,
     /// Tells others that a command has ended or waits.
@@ -34,12 +41,17 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(hba: Hba, faults: FaultScope) -> Shared {
-        Shared { hba: Mutex::new(hba), work: Condvar::new(), still: Condvar::new(), faults }
+    pub(super) fn new(hba: Hba, drives: Drives, faults: FaultScope) -> Shared {
+        Shared { hba: Mutex::new(hba), drives, work: Condvar::new(), still: Condvar::new(), faults }
     }
 
     pub(super) fn hba(&self) -> MutexGuard<'_, Hba> {
         self.hba.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn drive(&self, port: usize) -> Option<MutexGuard<'_, Drive>> {
+        let drive = self.drives.get(port)?.as_ref()?;
+        Some(drive.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A register write by a vCPU.
@@ -70,11 +82,12 @@ impl Shared {
         self.give_up_waits();
     }
 
-    /// Returns when no I/O is in flight; none begins before `resume`. A command that waits for the host goes on waiting.
+    /// Returns when no I/O is in flight; none begins before `resume`. A command that waits for the host goes on waiting, unless
+    /// it was cancelled: its end is near, and may write guest memory.
     pub(super) fn quiesce(&self) {
         let mut hba = self.hba();
         hba.paused = true;
-        let busy = |hba: &mut Hba| hba.running.is_some_and(|running| !running.waits);
+        let busy = |hba: &mut Hba| hba.running.is_some_and(|running| !running.waits || running.cancelled);
         drop(self.still.wait_while(hba, busy).unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -83,13 +96,35 @@ impl Shared {
         self.work.notify_all();
     }
 
+    /// Called while paused, so that no drive is in the middle of a command.
+    pub(super) fn save(&self) -> V1 {
+        let Shared { hba: _, drives, work: _, still: _, faults: _ } = self;
+        let hba = self.hba().save();
+        let drives = drives
+            .each_ref()
+            .map(|drive| drive.as_ref().map(|drive| drive.lock().unwrap_or_else(PoisonError::into_inner).save()));
+        V1 { hba, drives }
+    }
+
+    /// Called while paused; what is issued goes on at `resume`.
+    pub(super) fn restore(&self, V1 { hba, drives }: V1) -> Result<(), BadState> {
+        for (port, saved) in drives.into_iter().enumerate() {
+            match (self.drive(port), saved) {
+                (Some(mut drive), Some(saved)) => drive.restore(saved)?,
+                (None, None) => {}
+                (Some(_), None) | (None, Some(_)) => check(false, "drives on other ports than here")?,
+            }
+        }
+        self.hba().restore(hba)
+    }
+
     fn give_up_waits(&self) {
         self.faults.abandon();
         self.work.notify_all();
     }
 
     /// Waits for the next command; `None` when the device goes away.
-    fn next(&self, drives: &mut [Option<Drive>]) -> Option<(Running, Gpa, FaultTicket)> {
+    fn next(&self) -> Option<(Running, Gpa, FaultTicket)> {
         let mut hba = self.hba();
         loop {
             if hba.ended {
@@ -97,7 +132,7 @@ impl Shared {
             }
             if let Some((running, list)) = hba.take() {
                 if hba.take_device_reset(running.port)
-                    && let Some(Some(drive)) = drives.get_mut(running.port)
+                    && let Some(mut drive) = self.drive(running.port)
                 {
                     drive.reset();
                 }
@@ -157,21 +192,33 @@ impl Drive {
             Drive::Cd(cd) => cd.execute(command, data),
         }
     }
+
+    fn save(&self) -> DriveV1 {
+        match self {
+            Drive::Disk(disk) => DriveV1::Disk(disk.save()),
+            Drive::Cd(cd) => DriveV1::Cd(cd.save()),
+        }
+    }
+
+    fn restore(&mut self, saved: DriveV1) -> Result<(), BadState> {
+        match (self, saved) {
+            (Drive::Disk(disk), DriveV1::Disk(saved)) => disk.restore(saved),
+            (Drive::Cd(cd), DriveV1::Cd(saved)) => cd.restore(saved),
+            (Drive::Disk(_), DriveV1::Cd(_)) | (Drive::Cd(_), DriveV1::Disk(_)) => check(false, "another drive"),
+        }
+    }
 }
 
 /// The thread's life.
-pub(super) fn run(shared: &Shared, ram: &GuestRam, mut drives: Vec<Option<Drive>>) {
-    while let Some((running, list, ticket)) = shared.next(&mut drives) {
-        let outcome = match drives.get_mut(running.port) {
-            Some(Some(drive)) => serve(shared, ram, drive, list, running.slot, &ticket),
-            _ => Outcome::Abandoned,
-        };
+pub(super) fn run(shared: &Shared, ram: &GuestRam) {
+    while let Some((running, list, ticket)) = shared.next() {
+        let outcome = serve(shared, ram, running, list, &ticket);
         shared.finish(outcome);
     }
 }
 
-fn serve(shared: &Shared, ram: &GuestRam, drive: &mut Drive, list: Gpa, slot: u8, ticket: &FaultTicket) -> Outcome {
-    let command = match Command::fetch(ram, list, slot) {
+fn serve(shared: &Shared, ram: &GuestRam, running: Running, list: Gpa, ticket: &FaultTicket) -> Outcome {
+    let command = match Command::fetch(ram, list, running.slot) {
         Ok(command) => command,
         Err(error) => return Outcome::NotFetched(error),
     };
@@ -180,7 +227,11 @@ fn serve(shared: &Shared, ram: &GuestRam, drive: &mut Drive, list: Gpa, slot: u8
     }
     loop {
         let data = Transfer { ram, regions: &command.regions };
-        match drive.execute(&command, &data) {
+        let Some(mut drive) = shared.drive(running.port) else { return Outcome::Abandoned };
+        let answer = drive.execute(&command, &data);
+        // Nobody has it while the command waits for the host, so that it can be saved.
+        drop(drive);
+        match answer {
             Ok(finish) => return Outcome::Finished(Box::new(command), finish),
             Err(Stop::Host(reason)) => {
                 if !shared.wait_for_host(ticket, reason) {

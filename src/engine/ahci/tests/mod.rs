@@ -3,6 +3,7 @@
 mod cd;
 mod disk;
 mod hostile;
+mod saved;
 
 use std::{
     sync::{Arc, Condvar, Mutex, mpsc},
@@ -74,7 +75,9 @@ fn failed(error: u8) -> End {
 impl Driver {
     /// With these disks and an empty tray, nothing set up.
     fn cold(disks: Vec<Arc<dyn BlockBackend>>) -> Driver {
-        let ram = GuestRam::new(16 << 20).unwrap();
+        Driver::with_ram(GuestRam::new(16 << 20).unwrap(), disks)
+    }
+    fn with_ram(ram: GuestRam, disks: Vec<Arc<dyn BlockBackend>>) -> Driver {
         let line = Arc::new((Mutex::new(false), Condvar::new()));
         let wire = Arc::clone(&line);
         let irq = IrqLine::new(move |high| {
