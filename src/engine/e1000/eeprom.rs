@@ -1,6 +1,10 @@
 //! The EEPROM (317453, section 5): 64 words, read one at a time through EERD, or bit by bit through EECD as a Microwire chip
 //! (NM93C46). It is write-protected: commands that would change it do nothing and end at once.
 
+use super::{
+    super::saved::BadState,
+    saved::{ChipV1, EepromV1, check},
+};
 use crate::types::MacAddr;
 
 const WORDS: usize = 64;
@@ -28,6 +32,7 @@ const DO: u32 = 1 << 3;
 const FWE_DISABLED: u32 = 1 << 4;
 const FWE: u32 = 3 << 4;
 const REQUEST: u32 = 1 << 6;
+const PINS: u32 = SK | CS | DI | FWE | REQUEST;
 const GRANT: u32 = 1 << 7;
 const PRESENT: u32 = 1 << 8;
 
@@ -38,6 +43,7 @@ const EERD_DONE: u32 = 1 << 4;
 /// Start bit, two bits of operation, six of address.
 const COMMAND_BITS: u32 = 9;
 const OPERATION_READ: u16 = 0b10;
+const WORD_BITS: u32 = 16;
 
 pub(super) struct Eeprom {
     words: [u16; WORDS],
@@ -89,6 +95,35 @@ impl Eeprom {
         (self.pins, self.chip, self.eerd) = (FWE_DISABLED, IDLE, 0);
     }
 
+    pub(super) fn save(&self) -> EepromV1 {
+        let Eeprom { words: _, pins, chip, eerd } = *self;
+        // Counts of a few bits.
+        let chip = match chip {
+            Chip::Command { bits, count } => ChipV1::Command { bits, count: count as u8 },
+            Chip::Reading { word, left } => ChipV1::Reading { word, left: left as u8 },
+            Chip::Done => ChipV1::Done,
+        };
+        EepromV1 { pins, chip, eerd }
+    }
+
+    pub(super) fn restore(&mut self, saved: EepromV1) -> Result<(), BadState> {
+        let EepromV1 { pins, chip, eerd } = saved;
+        check(pins & !PINS == 0, "a pin that there is not")?;
+        let chip = match chip {
+            ChipV1::Command { bits, count } => Chip::Command { bits, count: count.into() },
+            ChipV1::Reading { word, left } => Chip::Reading { word, left: left.into() },
+            ChipV1::Done => Chip::Done,
+        };
+        let has_few_bits = match chip {
+            Chip::Command { bits, count } => count < COMMAND_BITS && bits >> COMMAND_BITS == 0,
+            Chip::Reading { word: _, left } => left <= WORD_BITS,
+            Chip::Done => true,
+        };
+        check(has_few_bits, "a chip with more bits than a command has")?;
+        (self.pins, self.chip, self.eerd) = (pins, chip, eerd);
+        Ok(())
+    }
+
     /// RAL and RAH of the first exact address: the card's own, valid.
     pub(super) fn address(&self) -> [u32; 2] {
         let [low, middle, high] = [self.word(0), self.word(1), self.word(2)].map(u32::from);
@@ -107,7 +142,7 @@ impl Eeprom {
 
     pub(super) fn write_eecd(&mut self, value: u32) {
         let before = self.pins;
-        self.pins = value & (SK | CS | DI | FWE | REQUEST);
+        self.pins = value & PINS;
         if self.pins & CS == 0 {
             self.chip = IDLE;
         } else if before & SK == 0 && self.pins & SK != 0 {
@@ -124,7 +159,7 @@ impl Eeprom {
                 let (bits, count) = (bits << 1 | u16::from(data_in), count + 1);
                 match (count, bits >> 6 & 3) {
                     // The first bit that shows is a zero, while the address's last bit is taken.
-                    (COMMAND_BITS, OPERATION_READ) => Chip::Reading { word: self.word(bits & 0x3f), left: 16 },
+                    (COMMAND_BITS, OPERATION_READ) => Chip::Reading { word: self.word(bits & 0x3f), left: WORD_BITS },
                     (COMMAND_BITS, _) => Chip::Done,
                     _ => Chip::Command { bits, count },
                 }

@@ -6,7 +6,10 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::super::irq::IrqLine;
+use super::{
+    super::{irq::IrqLine, saved::BadState},
+    saved::{InterruptsV1, check},
+};
 
 /// A descriptor that asked for it was sent.
 pub(super) const TXDW: u32 = 1 << 0;
@@ -73,6 +76,19 @@ impl Interrupts {
 
     pub(super) fn reset(&self) {
         self.change(|state| *state = State::default());
+    }
+
+    pub(super) fn save(&self) -> InterruptsV1 {
+        let Interrupts { state: _, line: _ } = self;
+        let State { causes, mask } = *self.lock();
+        InterruptsV1 { causes, mask }
+    }
+
+    pub(super) fn restore(&self, saved: InterruptsV1) -> Result<(), BadState> {
+        let InterruptsV1 { causes, mask } = saved;
+        check((causes | mask) & !CAUSES == 0, "an interrupt that there is not")?;
+        self.change(|state| *state = State { causes, mask });
+        Ok(())
     }
 
     fn change<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {

@@ -7,7 +7,7 @@
 //!
 //! `registers.rs` is what both sides know, `interrupts.rs` the causes and the pin, `eeprom.rs` and `phy.rs` what a driver
 //! asks first; `worker.rs` is the thread, `transmit.rs` with `outgoing.rs` and `receive.rs` with `filter.rs` its two halves,
-//! `checksum.rs` what both compute.
+//! `checksum.rs` what both compute; `saved.rs` what is kept of a suspended card.
 
 mod checksum;
 mod eeprom;
@@ -17,6 +17,7 @@ mod outgoing;
 mod phy;
 mod receive;
 mod registers;
+mod saved;
 mod transmit;
 mod worker;
 

@@ -3,7 +3,11 @@
 //! Segmentation is done here for every backend. A tap could take a whole packet behind a virtio-net header instead; that would
 //! be a second path with limits of its own, for frames that a bridge must cut up again for most of their receivers.
 
-use super::checksum::{self, ETHERNET_BYTES, VLAN_BYTES};
+use super::{
+    super::saved::BadState,
+    checksum::{self, ETHERNET_BYTES, VLAN_BYTES},
+    saved::{ContextV1, OffloadsV1, OutgoingV1, check},
+};
 
 /// The longest frame that the card sends, without its check sequence.
 const FRAME_BYTES_MAX: usize = 16 << 10;
@@ -56,6 +60,78 @@ pub(super) struct Finish {
     pub(super) pad: bool,
 }
 
+impl Context {
+    /// The fields of a descriptor have no more bits.
+    pub(super) fn save(&self) -> ContextV1 {
+        let Context {
+            ip_start,
+            ip_checksum_at,
+            ip_end,
+            l4_start,
+            l4_checksum_at,
+            l4_end,
+            header_bytes,
+            mss_bytes,
+            is_tcp,
+            is_ipv4,
+        } = *self;
+        ContextV1 {
+            ip_start: ip_start as u8,
+            ip_checksum_at: ip_checksum_at as u8,
+            ip_end: ip_end as u16,
+            l4_start: l4_start as u8,
+            l4_checksum_at: l4_checksum_at as u8,
+            l4_end: l4_end as u16,
+            header_bytes: header_bytes as u8,
+            mss_bytes: mss_bytes as u16,
+            is_tcp,
+            is_ipv4,
+        }
+    }
+
+    /// A driver may have given any.
+    pub(super) fn restore(saved: ContextV1) -> Context {
+        Context {
+            ip_start: saved.ip_start.into(),
+            ip_checksum_at: saved.ip_checksum_at.into(),
+            ip_end: saved.ip_end.into(),
+            l4_start: saved.l4_start.into(),
+            l4_checksum_at: saved.l4_checksum_at.into(),
+            l4_end: saved.l4_end.into(),
+            header_bytes: saved.header_bytes.into(),
+            mss_bytes: saved.mss_bytes.into(),
+            is_tcp: saved.is_tcp,
+            is_ipv4: saved.is_ipv4,
+        }
+    }
+}
+
+impl Offloads {
+    fn save(&self) -> OffloadsV1 {
+        let Offloads { context, ip_checksum, l4_checksum, segment, legacy_checksum, vlan } = *self;
+        OffloadsV1 {
+            context: context.map(|context| context.save()),
+            ip_checksum,
+            l4_checksum,
+            segment,
+            legacy_checksum: legacy_checksum.map(|(start, at)| (start as u8, at as u8)),
+            vlan,
+        }
+    }
+
+    fn restore(saved: OffloadsV1) -> Offloads {
+        let OffloadsV1 { context, ip_checksum, l4_checksum, segment, legacy_checksum, vlan } = saved;
+        Offloads {
+            context: context.map(Context::restore),
+            ip_checksum,
+            l4_checksum,
+            segment,
+            legacy_checksum: legacy_checksum.map(|(start, at)| (start.into(), at.into())),
+            vlan,
+        }
+    }
+}
+
 /// A packet that is gathered from descriptors, and then becomes frames, one at a time.
 #[derive(Default)]
 pub(super) struct Outgoing {
@@ -76,6 +152,36 @@ impl Outgoing {
             frame: Vec::with_capacity(PACKET_BYTES_MAX + VLAN_BYTES),
             ..Outgoing::default()
         }
+    }
+
+    pub(super) fn save(&self) -> OutgoingV1 {
+        let Outgoing { packet, is_too_long, offloads, taken, segments, frame } = self;
+        OutgoingV1 {
+            packet: packet.clone(),
+            is_too_long: *is_too_long,
+            offloads: offloads.save(),
+            taken: *taken as u32, // at most PACKET_BYTES_MAX
+            segments: *segments,
+            frame: frame.clone(),
+        }
+    }
+
+    /// `is_whole`: its last descriptor was taken, and its frames are on their way.
+    pub(super) fn restore(&mut self, saved: OutgoingV1, is_whole: bool) -> Result<(), BadState> {
+        let OutgoingV1 { packet, is_too_long, offloads, taken, segments, frame } = saved;
+        let taken = taken as usize;
+        check(packet.len() <= PACKET_BYTES_MAX && taken <= packet.len(), "a packet that is too long")?;
+        check(frame.len() <= FRAME_BYTES_MAX + VLAN_BYTES, "a frame that is too long")?;
+        check(!is_too_long || packet.is_empty(), "data of a packet that is not sent")?;
+        let is_on_its_way = taken > 0 || segments > 0 || !frame.is_empty();
+        check(is_whole || !is_on_its_way, "frames of a packet that is not whole")?;
+        self.clear();
+        self.packet.extend(packet);
+        self.frame.extend(frame);
+        (self.is_too_long, self.offloads) = (is_too_long, Offloads::restore(offloads));
+        (self.taken, self.segments) = (taken, segments);
+        // It was looked at when it became whole, and is not looked at again.
+        check(!is_whole || self.packet.is_empty() || self.is_well_formed(), "a packet that makes no frames")
     }
 
     /// Ready for the next packet.

@@ -1,6 +1,8 @@
 //! The PHY behind MDIC (317453, sections 8.5 and 13.4.6, 13.5): the registers of an M88E1011 whose cable is plugged in and
 //! whose partner has agreed on 1000 Mb/s, full duplex, without pause frames.
 
+use super::{super::saved::BadState, saved::check};
+
 // MDIC.
 const DATA: u32 = 0xffff;
 const READ: u32 = 2;
@@ -29,6 +31,10 @@ const INTERRUPT_ENABLE: usize = 18;
 const EXTENDED_CONTROL: usize = 20;
 const PAGE: usize = 29;
 const GENERAL: usize = 30;
+
+/// What a driver can write.
+pub(super) const WRITABLE: [usize; 9] =
+    [CONTROL, ADVERTISED, NEXT_PAGE, CONTROL_1000, SPECIFIC_CONTROL, INTERRUPT_ENABLE, EXTENDED_CONTROL, PAGE, GENERAL];
 
 const CONTROL_RESET: u16 = 1 << 15;
 const CONTROL_POWER_DOWN: u16 = 1 << 11;
@@ -71,6 +77,21 @@ impl Phy {
         Phy(registers)
     }
 
+    pub(super) fn save(&self) -> [u16; WRITABLE.len()] {
+        let Phy(registers) = self;
+        WRITABLE.map(|at| registers.get(at).copied().unwrap_or(0))
+    }
+
+    pub(super) fn restore(&mut self, saved: [u16; WRITABLE.len()]) -> Result<(), BadState> {
+        for (at, value) in WRITABLE.into_iter().zip(saved) {
+            check(at != CONTROL || value & (CONTROL_RESET | CONTROL_RESTART) == 0, "a bit that clears itself")?;
+            if let Some(register) = self.0.get_mut(at) {
+                *register = value;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn has_link(&self) -> bool {
         self.0[CONTROL] & CONTROL_POWER_DOWN == 0
     }
@@ -108,14 +129,12 @@ impl Phy {
                 let restarted = value & CONTROL_RESTART != 0 && self.has_link();
                 if restarted || before != self.has_link() { LinkChange::Changed } else { LinkChange::None }
             }
-            ADVERTISED | NEXT_PAGE | CONTROL_1000 | SPECIFIC_CONTROL | INTERRUPT_ENABLE | EXTENDED_CONTROL | PAGE
-            | GENERAL => {
-                if let Some(word) = self.0.get_mut(register) {
+            _ => {
+                if let Some(word) = self.0.get_mut(register).filter(|_| WRITABLE.contains(&register)) {
                     *word = value;
                 }
                 LinkChange::None
             }
-            _ => LinkChange::None,
         }
     }
 }

@@ -9,6 +9,7 @@ use super::{
     super::{
         memory::{Gpa, GuestRam},
         net_backend::NetBackend,
+        saved::BadState,
     },
     checksum::{self, ETHERNET_BYTES, VLAN_BYTES, Verified},
     filter::{self, Verdict},
@@ -17,6 +18,7 @@ use super::{
         self, CTRL, CTRL_VME, Octets, RCTL, RCTL_BSEX, RCTL_EN, RCTL_SECRC, RX_RING, RXCSUM, RXCSUM_IPOFL,
         RXCSUM_TUOFL, Registers, Ring, by_size, counter,
     },
+    saved::{ReceivedV1, check},
     worker::Shared,
 };
 
@@ -76,6 +78,34 @@ struct Destination<'a> {
 impl Receiver {
     pub(super) fn new() -> Receiver {
         Receiver { buffer: vec![0; BUFFER_BYTES].into(), waiting: None, refused_at: None }
+    }
+
+    pub(super) fn save(&self) -> Option<ReceivedV1> {
+        let Receiver { buffer, waiting, refused_at } = self;
+        let Frame { bytes, wire_bytes, status, errors, special } = (*waiting)?;
+        Some(ReceivedV1 {
+            frame: buffer.get(..bytes).unwrap_or_default().into(),
+            wire_bytes: wire_bytes as u16, // at most FRAME_BYTES_MAX
+            status,
+            errors,
+            special,
+            is_refused: refused_at.is_some(),
+        })
+    }
+
+    pub(super) fn restore(&mut self, saved: Option<ReceivedV1>) -> Result<(), BadState> {
+        self.forget();
+        let Some(ReceivedV1 { frame, wire_bytes, status, errors, special, is_refused }) = saved else { return Ok(()) };
+        let (bytes, wire_bytes) = (frame.len(), usize::from(wire_bytes));
+        let lengths = ETHERNET_BYTES..=FRAME_BYTES_MAX;
+        check(lengths.contains(&bytes) && lengths.contains(&wire_bytes), "a frame that cannot be")?;
+        if let Some(place) = self.buffer.get_mut(..bytes) {
+            place.copy_from_slice(&frame);
+        }
+        self.waiting = Some(Frame { bytes, wire_bytes, status, errors, special });
+        // It is tried once more, and not told again: a receiver that is enabled never has this RCTL.
+        self.refused_at = is_refused.then_some((None, 0));
+        Ok(())
     }
 
     /// The card was reset or its receiver disabled: a frame that waits is dropped.

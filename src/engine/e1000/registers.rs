@@ -5,7 +5,10 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::super::memory::Gpa;
+use super::{
+    super::{memory::Gpa, saved::BadState},
+    saved::{RegistersV1, check},
+};
 
 pub(super) const CTRL: u32 = 0x0000;
 /// CTRL once more (13.4.1).
@@ -107,6 +110,10 @@ const RAH_STORED: u32 = 0x8003_ffff;
 /// How many exact addresses the receive filter has.
 pub(super) const ADDRESSES: u32 = 16;
 
+/// Where the statistics are.
+const STATISTICS_AT: u32 = 0x4000;
+const STATISTICS_END: u32 = 0x4100;
+
 /// Statistics (13.7): 32-bit numbers that stay at their top and are zero after they were read.
 pub(super) mod counter {
     /// By size: up to 64 bytes with the frame check sequence, 127, 255, 511, 1023, and more.
@@ -185,6 +192,16 @@ fn stored(at: u32) -> u32 {
     }
 }
 
+/// The bits that can be set in a register; none where there is no register.
+fn possible(at: u32) -> u32 {
+    let initial = RESET.iter().find(|(reset, _)| *reset == at).map_or(0, |(_, value)| *value);
+    match at {
+        _ if !at.is_multiple_of(4) => 0,
+        STATISTICS_AT..STATISTICS_END => u32::MAX,
+        _ => stored(at) | initial,
+    }
+}
+
 /// No register that is stored is behind this.
 const STORED_BYTES: u32 = 0x5900;
 
@@ -211,7 +228,7 @@ impl Registers {
             }
         }
         match at {
-            0x4000..0x4100 => self.word(at).map_or(0, |word| word.swap(0, Ordering::AcqRel)),
+            STATISTICS_AT..STATISTICS_END => self.word(at).map_or(0, |word| word.swap(0, Ordering::AcqRel)),
             _ => self.get(at),
         }
     }
@@ -261,6 +278,31 @@ impl Registers {
         }
         self.set(RAL, ral);
         self.set(RAL + 4, rah);
+    }
+
+    pub(super) fn save(&self) -> RegistersV1 {
+        let Registers { words, octets } = self;
+        let words = (0..).step_by(4).zip(words).map(|(at, word)| (at, word.load(Ordering::Acquire)));
+        RegistersV1 {
+            words: words.filter(|(_, value)| *value != 0).collect(),
+            octets: octets.each_ref().map(|octets| octets.load(Ordering::Acquire)),
+        }
+    }
+
+    /// Whatever a driver can write is as harmless as when it writes it.
+    pub(super) fn restore(&self, saved: RegistersV1) -> Result<(), BadState> {
+        let RegistersV1 { words, octets } = saved;
+        check(words.iter().all(|(at, value)| value & !possible(*at) == 0), "a register that cannot be so")?;
+        for word in &self.words {
+            word.store(0, Ordering::Release);
+        }
+        for (at, value) in words {
+            self.set(at, value);
+        }
+        for (place, octets) in self.octets.iter().zip(octets) {
+            place.store(octets, Ordering::Release);
+        }
+        Ok(())
     }
 
     fn word(&self, at: u32) -> Option<&AtomicU32> {

@@ -9,12 +9,14 @@ use super::{
     super::{
         memory::{Gpa, GuestRam},
         net_backend::NetBackend,
+        saved::BadState,
     },
     interrupts::{TXDW, TXQE},
     outgoing::{Context, Finish, Offloads, Outgoing},
     registers::{
         self, CTRL, CTRL_VME, Octets, Registers, Ring, TCTL, TCTL_EN, TCTL_PSP, TX_RING, VET, by_size, counter,
     },
+    saved::{DescriptorV1, TransmitterV1},
     worker::Shared,
 };
 
@@ -129,6 +131,33 @@ enum Sent {
 impl Transmitter {
     pub(super) fn new() -> Transmitter {
         Transmitter { contexts: [None; 2], outgoing: Outgoing::new(), last: None }
+    }
+
+    pub(super) fn save(&self) -> TransmitterV1 {
+        let Transmitter { contexts, outgoing, last } = self;
+        TransmitterV1 {
+            contexts: contexts.map(|context| context.map(|context| context.save())),
+            outgoing: outgoing.save(),
+            last: last.as_ref().map(|Descriptor { index, at, low, high }| DescriptorV1 {
+                index: *index as u16, // TDH has 16 bits
+                at: at.0,
+                low: *low,
+                high: *high,
+            }),
+        }
+    }
+
+    pub(super) fn restore(&mut self, saved: TransmitterV1) -> Result<(), BadState> {
+        let TransmitterV1 { contexts, outgoing, last } = saved;
+        self.contexts = contexts.map(|context| context.map(Context::restore));
+        self.outgoing.restore(outgoing, last.is_some())?;
+        self.last = last.map(|DescriptorV1 { index, at, low, high }| Descriptor {
+            index: index.into(),
+            at: Gpa(at),
+            low,
+            high,
+        });
+        Ok(())
     }
 
     /// The card was reset.

@@ -49,8 +49,8 @@ struct State {
 
 /// What belongs to whoever serves: the thread, or a caller while the thread is out.
 pub(super) struct Frames {
-    ram: GuestRam,
-    backend: NetBackend,
+    pub(super) ram: GuestRam,
+    pub(super) backend: NetBackend,
     pub(super) transmitter: Transmitter,
     pub(super) receiver: Receiver,
 }
@@ -86,11 +86,9 @@ impl Shared {
     }
 
     /// Does `work` while no frame is moved and guest RAM is not touched. A frame that waits for the host goes on waiting.
-    pub(super) fn while_still(&self, work: impl FnOnce(&mut Frames)) {
+    pub(super) fn while_still<T>(&self, work: impl FnOnce(&mut Frames) -> T) -> T {
         let mut state = self.stop();
-        if let Some(frames) = &mut state.frames {
-            work(frames);
-        }
+        work(state.frames.as_mut().expect("the thread is out"))
     }
 
     /// Pauses; returns when no frame is moved. None is before `release`.

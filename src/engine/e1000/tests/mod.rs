@@ -3,6 +3,7 @@
 mod hostile;
 mod receive;
 mod registers;
+mod saved;
 mod transmit;
 
 use std::{
@@ -136,9 +137,12 @@ fn card(fd: OwnedFd, backend: NetworkBackend, ram: &GuestRam, line: &Arc<Mutex<b
 impl Driver {
     /// A card as it is after power on.
     fn cold() -> Driver {
+        Driver::with_ram(GuestRam::new(RAM_BYTES).unwrap())
+    }
+    fn with_ram(ram: GuestRam) -> Driver {
         let (near, tap) = UnixDatagram::pair().unwrap();
         tap.set_read_timeout(Some(DEADLINE)).unwrap();
-        let (ram, line) = (GuestRam::new(RAM_BYTES).unwrap(), Arc::default());
+        let line = Arc::default();
         let card = card(near.into(), NetworkBackend::Tap, &ram, &line);
         Driver { card, ram, line, tap, rx_next: 0, rx_tail: 0, tx_tail: 0 }
     }
