@@ -7,6 +7,7 @@
 //! ```
 
 use std::{
+    any::Any,
     array, io,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -30,7 +31,7 @@ pub trait Session: Send + 'static {
 }
 
 /// What a device does on its thread, with what it has while the driver runs.
-pub trait Work<S>: Send + 'static {
+pub trait Work<S>: Any + Send {
     /// Serves until `stop` is asked or nothing can be done. Called again after a hold: it first looks at every queue, as
     /// kicks may have been lost meanwhile. A loop that the driver can keep busy looks at `stop` in every round.
     fn serve(&mut self, session: &mut S, stop: &Stop) -> Result<Served, Malformed>;
@@ -156,6 +157,17 @@ impl<S: Session> Worker<S> {
         state.held = false;
         state.faulted = false;
         self.0.changed.notify_all();
+    }
+
+    /// Gives `look` what the device does on its thread and what it has while the driver runs, for its saved state. The thread
+    /// is out of `serve` meanwhile.
+    ///
+    /// Panics: `W` is not what `spawn` was given.
+    pub fn while_out<W: Work<S>, T>(&self, look: impl FnOnce(&mut W, Option<&mut S>) -> T) -> T {
+        let mut state = self.stop();
+        let State { work, session, .. } = &mut *state;
+        let work: &mut dyn Any = work.as_deref_mut().expect("the thread is out");
+        look(work.downcast_mut().expect("a worker keeps what it was made with"), session.as_mut())
     }
 
     /// Whether somebody waits for the thread.
@@ -310,6 +322,23 @@ mod tests {
         }
         worker.reset();
         eventually("forgotten", || counts.forgotten.load(Ordering::SeqCst) > 0);
+    }
+
+    #[test]
+    fn a_look_finds_the_worker_out_with_all_it_has_and_lets_it_go_on() {
+        let (worker, counts) = worker();
+        let name = || worker.while_out(|_: &mut Counter, running| running.map(|running| running.features));
+        assert_eq!(name(), None);
+        worker.activate(running(7));
+        for _ in 0..100 {
+            eventually("work", || serving(&counts));
+            let out = worker.while_out(|counter: &mut Counter, running| !serving(&counter.0) && running.is_some());
+            assert!(out);
+        }
+        worker.hold();
+        assert_eq!(name(), Some(7));
+        worker.release();
+        eventually("work", || serving(&counts));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Submission and completion entries (NVM Express 1.4, sections 4.2 and 4.6).
 
+use super::saved::WaitingV1;
+
 /// Bytes of a submission entry.
 pub(super) const COMMAND_BYTES: usize = 64;
 /// Bytes of a completion entry.
@@ -49,6 +51,19 @@ impl Command {
     /// Command dwords 10 and 11 as one number: the first logical block.
     pub(super) fn start_block(&self) -> u64 {
         u64::from(self.words[1]) << 32 | u64::from(self.words[0])
+    }
+}
+
+impl Command {
+    pub(super) fn save(&self, queue: usize) -> WaitingV1 {
+        let Command { opcode, flags, id, namespace, prp1, prp2, words } = *self;
+        WaitingV1 { queue: queue as u16, opcode, flags, id, namespace, prp1, prp2, words }
+    }
+
+    /// A driver may have submitted any.
+    pub(super) fn restore(saved: WaitingV1) -> Command {
+        let WaitingV1 { queue: _, opcode, flags, id, namespace, prp1, prp2, words } = saved;
+        Command { opcode, flags, id, namespace, prp1, prp2, words }
     }
 }
 

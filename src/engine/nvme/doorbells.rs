@@ -8,7 +8,11 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
 };
 
-use super::{super::event::Event, QUEUES};
+use super::{
+    super::{event::Event, saved::BadState},
+    QUEUES,
+    saved::{DoorbellV1, DoorbellsV1, check},
+};
 
 /// What a driver did wrong with doorbells: bits of `take_mistakes`.
 pub(super) const NO_SUCH_DOORBELL: u8 = 1;
@@ -36,6 +40,11 @@ impl Doorbell {
     fn open(&self, entries: u32) {
         self.value.store(0, Ordering::SeqCst);
         self.entries.store(entries, Ordering::SeqCst);
+    }
+
+    fn save(&self) -> DoorbellV1 {
+        let Doorbell { value, entries } = self;
+        DoorbellV1 { value: value.load(Ordering::SeqCst), entries: entries.load(Ordering::SeqCst) }
     }
 
     fn ring(&self, value: u32) -> Result<(), u8> {
@@ -145,6 +154,28 @@ impl Doorbells {
         }
         self.mistakes.store(0, Ordering::SeqCst);
         self.woke_up();
+    }
+
+    pub(super) fn save(&self) -> DoorbellsV1 {
+        // A worker that wakes up looks at everything: whether it slept, and why, is not kept.
+        let Doorbells { tails, heads, mistakes, asleep: _, waits_for_room: _, kick: _ } = self;
+        DoorbellsV1 {
+            tails: tails.each_ref().map(Doorbell::save),
+            heads: heads.each_ref().map(Doorbell::save),
+            mistakes: mistakes.load(Ordering::SeqCst),
+        }
+    }
+
+    /// Values are the driver's; the queues check them once more.
+    pub(super) fn restore(&self, saved: DoorbellsV1) -> Result<(), BadState> {
+        let DoorbellsV1 { tails, heads, mistakes } = saved;
+        check(mistakes & !(NO_SUCH_DOORBELL | BAD_VALUE) == 0, "a mistake that there is not")?;
+        for (doorbell, saved) in self.tails.iter().chain(&self.heads).zip(tails.into_iter().chain(heads)) {
+            doorbell.open(saved.entries);
+            doorbell.value.store(saved.value, Ordering::SeqCst);
+        }
+        self.mistakes.store(mistakes, Ordering::SeqCst);
+        Ok(())
     }
 
     fn note(&self, mistake: u8) {

@@ -1,6 +1,10 @@
 //! Asynchronous events (NVM Express 1.4, section 5.2): requests that are held until something happens.
 
-use super::command::Status;
+use super::{
+    super::saved::BadState,
+    command::Status,
+    saved::{ClassV1, EventV1, EventsV1, check},
+};
 
 /// Requests that are held at once. Identify says one less.
 pub(super) const HELD_MAX: usize = 4;
@@ -55,6 +59,36 @@ struct ClassState {
 impl Events {
     pub(super) fn new() -> Events {
         Events { held: Vec::with_capacity(HELD_MAX), ..Events::default() }
+    }
+
+    pub(super) fn save(&self) -> EventsV1 {
+        let Events { held, classes } = self;
+        let classes = classes.map(|ClassState { waiting, masked }| ClassV1 {
+            waiting: waiting.map(|event| match event {
+                Event::NoSuchDoorbell => EventV1::NoSuchDoorbell,
+                Event::BadDoorbellValue => EventV1::BadDoorbellValue,
+                Event::Temperature => EventV1::Temperature,
+            }),
+            masked,
+        });
+        EventsV1 { held: held.clone(), classes }
+    }
+
+    pub(super) fn restore(saved: EventsV1) -> Result<Events, BadState> {
+        let EventsV1 { held, classes } = saved;
+        check(held.len() <= HELD_MAX, "more event requests than are held")?;
+        let mut events = Events::new();
+        events.held.extend(held);
+        for (index, (state, ClassV1 { waiting, masked })) in events.classes.iter_mut().zip(classes).enumerate() {
+            let waiting = waiting.map(|event| match event {
+                EventV1::NoSuchDoorbell => Event::NoSuchDoorbell,
+                EventV1::BadDoorbellValue => Event::BadDoorbellValue,
+                EventV1::Temperature => Event::Temperature,
+            });
+            check(waiting.is_none_or(|event| event.class() as usize == index), "an event of another class")?;
+            *state = ClassState { waiting, masked };
+        }
+        Ok(events)
     }
 
     /// Holds a request.

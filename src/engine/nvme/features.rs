@@ -4,6 +4,7 @@ use super::{
     IO_QUEUES,
     command::{Command, Status},
     identify::{TEMPERATURE_KELVIN, WARNING_KELVIN},
+    saved::FeaturesV1,
 };
 
 const ARBITRATION: u8 = 0x01;
@@ -53,6 +54,57 @@ impl Default for Features {
 }
 
 impl Features {
+    pub(super) fn save(&self) -> FeaturesV1 {
+        let Features {
+            arbitration,
+            over_kelvin,
+            under_kelvin,
+            error_recovery,
+            write_cache,
+            coalescing,
+            uncoalesced,
+            write_atomicity,
+            warnings,
+        } = *self;
+        FeaturesV1 {
+            arbitration,
+            over_kelvin,
+            under_kelvin,
+            error_recovery,
+            write_cache,
+            coalescing,
+            uncoalesced,
+            write_atomicity,
+            warnings,
+        }
+    }
+
+    /// A driver may have set any of it.
+    pub(super) fn restore(saved: FeaturesV1) -> Features {
+        let FeaturesV1 {
+            arbitration,
+            over_kelvin,
+            under_kelvin,
+            error_recovery,
+            write_cache,
+            coalescing,
+            uncoalesced,
+            write_atomicity,
+            warnings,
+        } = saved;
+        Features {
+            arbitration,
+            over_kelvin,
+            under_kelvin,
+            error_recovery,
+            write_cache,
+            coalescing,
+            uncoalesced,
+            write_atomicity,
+            warnings,
+        }
+    }
+
     /// Critical warning, bit 1: the temperature, which never changes, is past a threshold.
     pub(super) fn temperature_warning(&self) -> bool {
         TEMPERATURE_KELVIN >= self.over_kelvin || TEMPERATURE_KELVIN <= self.under_kelvin

@@ -12,8 +12,9 @@ use std::{
 };
 
 use super::{
-    super::{irq::IrqLine, pci::msix::Msix},
+    super::{irq::IrqLine, pci::msix::Msix, saved::BadState},
     QUEUES,
+    saved::{InterruptsV1, check},
 };
 
 pub(super) struct Interrupts {
@@ -107,6 +108,32 @@ impl Interrupts {
         self.armed.store(0, Ordering::SeqCst);
         self.pin.lock().unwrap_or_else(PoisonError::into_inner).mask = 0;
         self.sync_pin();
+    }
+
+    pub(super) fn save(&self) -> InterruptsV1 {
+        // The pin's level follows from the rest, and from MSI-X, which is PCI's.
+        let Interrupts { msix: _, pin, high: _, posted, consumed, armed } = self;
+        let Pin { mask, line: _ } = &*pin.lock().unwrap_or_else(PoisonError::into_inner);
+        let load = |places: &[AtomicU32; QUEUES]| places.each_ref().map(|place| place.load(Ordering::SeqCst));
+        InterruptsV1 {
+            mask: *mask,
+            posted: load(posted),
+            consumed: load(consumed),
+            armed: armed.load(Ordering::SeqCst),
+        }
+    }
+
+    pub(super) fn restore(&self, saved: InterruptsV1) -> Result<(), BadState> {
+        let InterruptsV1 { mask, posted, consumed, armed } = saved;
+        check(armed < 1 << QUEUES, "interrupts of a queue that cannot be")?;
+        for (queue, (posted, consumed)) in posted.into_iter().zip(consumed).enumerate() {
+            self.place(&self.posted, queue, posted);
+            self.place(&self.consumed, queue, consumed);
+        }
+        self.armed.store(armed, Ordering::SeqCst);
+        self.pin.lock().unwrap_or_else(PoisonError::into_inner).mask = mask;
+        self.sync_pin();
+        Ok(())
     }
 
     fn place(&self, places: &[AtomicU32; QUEUES], queue: usize, value: u32) {

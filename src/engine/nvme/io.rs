@@ -6,9 +6,11 @@ use super::{
     super::{
         disk::{BlockBackend, BlockError, SECTOR_BYTES},
         memory::{GuestRam, RamSpan},
+        saved::BadState,
     },
     command::{ALL_NAMESPACES, Command, Failure, NAMESPACE, Status},
     prp,
+    saved::{CountersV1, check_counts},
 };
 
 const FLUSH: u8 = 0x00;
@@ -31,6 +33,20 @@ pub(super) struct Counters {
     pub(super) writes: u64,
     pub(super) read_blocks: u64,
     pub(super) written_blocks: u64,
+}
+
+impl Counters {
+    pub(super) fn save(&self) -> CountersV1 {
+        let Counters { reads, writes, read_blocks, written_blocks } = *self;
+        CountersV1 { reads, writes, read_blocks, written_blocks }
+    }
+
+    pub(super) fn restore(&mut self, saved: CountersV1) -> Result<(), BadState> {
+        let CountersV1 { reads, writes, read_blocks, written_blocks } = saved;
+        check_counts(&[reads, writes, read_blocks, written_blocks])?;
+        *self = Counters { reads, writes, read_blocks, written_blocks };
+        Ok(())
+    }
 }
 
 /// The namespace's disk. Its buffers are reused from command to command.

@@ -1,11 +1,13 @@
 //! Log pages (NVM Express 1.4, section 5.14.1): errors, health, firmware slots.
 
 use super::{
+    super::saved::BadState,
     command::{Completion, Status},
     events::Class,
     features::Features,
     identify::{FIRMWARE, TEMPERATURE_KELVIN},
     io::Counters,
+    saved::{ErrorV1, LogsV1, check, check_counts},
 };
 
 /// Errors that are kept. Identify says one less.
@@ -101,6 +103,27 @@ impl Logs {
             }
             _ => Err(Status::INVALID_LOG_PAGE),
         }
+    }
+
+    pub(super) fn save(&self) -> LogsV1 {
+        let Logs { errors, recorded } = self;
+        let errors = errors.map(|error| {
+            let ErrorEntry { count, queue, command, status, start_block, namespace } = error;
+            ErrorV1 { count, queue, command, status, start_block, namespace }
+        });
+        LogsV1 { recorded: *recorded, errors: errors.into() }
+    }
+
+    pub(super) fn restore(&mut self, saved: LogsV1) -> Result<(), BadState> {
+        let LogsV1 { recorded, errors } = saved;
+        check_counts(&[recorded])?;
+        check(errors.len() <= ERRORS_KEPT, "more errors than are kept")?;
+        self.recorded = recorded;
+        for (entry, saved) in self.errors.iter_mut().zip(errors) {
+            let ErrorV1 { count, queue, command, status, start_block, namespace } = saved;
+            *entry = ErrorEntry { count, queue, command, status, start_block, namespace };
+        }
+        Ok(())
     }
 
     fn errors(&self) -> Page {

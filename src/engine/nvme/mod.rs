@@ -13,7 +13,7 @@
 //! The worker owns the queues, the features and the logs, from CC.EN to the reset of the controller; the registers are the
 //! vCPUs'. `registers.rs` is what a driver writes, `doorbells.rs` and `interrupts.rs` what both sides share, `worker.rs` the
 //! thread, `session.rs` the queues of one enabled controller, `admin.rs`, `features.rs`, `logs.rs`, `identify.rs` and `io.rs` the
-//! commands, `prp.rs` where their data is.
+//! commands, `prp.rs` where their data is, `saved.rs` what is kept of a suspended controller.
 
 mod admin;
 mod command;
@@ -27,6 +27,7 @@ mod logs;
 mod prp;
 mod queue;
 mod registers;
+mod saved;
 mod session;
 #[cfg(test)]
 mod tests;

@@ -5,10 +5,12 @@ use std::sync::atomic::{Ordering, fence};
 use super::{
     super::{
         memory::{Gpa, GuestRam, RamSpan},
+        saved::BadState,
         worker::Malformed,
     },
-    PAGE_BYTES,
+    PAGE_BYTES, VECTORS,
     command::{COMMAND_BYTES, COMPLETION_BYTES, Command, Completion},
+    saved::{CompletionV1, SubmissionV1, check},
 };
 
 /// Where a queue is: contiguous, from a page's border, all of it RAM.
@@ -26,6 +28,12 @@ impl Ring {
         let bytes = entries.checked_mul(entry_bytes)?;
         let there = base.0.is_multiple_of(u64::from(PAGE_BYTES)) && ram.contains(RamSpan { at: base, bytes });
         (entries > 1 && there).then_some(Ring { base, entries, entry_bytes })
+    }
+
+    /// A ring that a driver can have made; `index` is where somebody is in it.
+    fn restore(ram: &GuestRam, base: u64, entries: u32, entry_bytes: usize, index: u32) -> Result<Ring, BadState> {
+        let ring = Ring::new(ram, Gpa(base), entries, entry_bytes).filter(|ring| index < ring.entries);
+        ring.ok_or_else(|| BadState::new("nvme", "a queue that cannot be"))
     }
 
     /// Lies in the ring, which `new` has checked.
@@ -49,6 +57,17 @@ impl SubmissionQueue {
     pub(super) fn new(ram: &GuestRam, base: Gpa, entries: u32, completion_queue: usize) -> Option<SubmissionQueue> {
         let ring = Ring::new(ram, base, entries, COMMAND_BYTES)?;
         Some(SubmissionQueue { ring, head: 0, completion_queue })
+    }
+
+    pub(super) fn save(&self) -> SubmissionV1 {
+        let SubmissionQueue { ring: Ring { base, entries, entry_bytes: _ }, head, completion_queue } = *self;
+        SubmissionV1 { base: base.0, entries, head, completion_queue: completion_queue as u16 }
+    }
+
+    pub(super) fn restore(ram: &GuestRam, saved: SubmissionV1) -> Result<SubmissionQueue, BadState> {
+        let SubmissionV1 { base, entries, head, completion_queue } = saved;
+        let ring = Ring::restore(ram, base, entries, COMMAND_BYTES, head)?;
+        Ok(SubmissionQueue { ring, head, completion_queue: completion_queue.into() })
     }
 
     pub(super) fn entries(&self) -> u32 {
@@ -91,6 +110,19 @@ impl CompletionQueue {
     pub(super) fn new(ram: &GuestRam, base: Gpa, entries: u32, vector: Option<u16>) -> Option<CompletionQueue> {
         let ring = Ring::new(ram, base, entries, COMPLETION_BYTES)?;
         Some(CompletionQueue { ring, tail: 0, head: 0, refused: None, phase: true, vector })
+    }
+
+    pub(super) fn save(&self) -> CompletionV1 {
+        let CompletionQueue { ring: Ring { base, entries, entry_bytes: _ }, tail, head, refused, phase, vector } =
+            *self;
+        CompletionV1 { base: base.0, entries, tail, head, refused, phase, vector }
+    }
+
+    pub(super) fn restore(ram: &GuestRam, saved: CompletionV1) -> Result<CompletionQueue, BadState> {
+        let CompletionV1 { base, entries, tail, head, refused, phase, vector } = saved;
+        let ring = Ring::restore(ram, base, entries, COMPLETION_BYTES, tail.max(head))?;
+        check(vector.is_none_or(|vector| vector < VECTORS), "a vector that is not there")?;
+        Ok(CompletionQueue { ring, tail, head, refused, phase, vector })
     }
 
     pub(super) fn entries(&self) -> u32 {

@@ -1,6 +1,9 @@
 //! The controller's registers (NVM Express 1.4, section 3.1), as the driver writes them.
 
-use super::super::memory::Gpa;
+use super::{
+    super::{memory::Gpa, saved::BadState},
+    saved::{RegistersV1, check},
+};
 
 /// Entries of a queue, at most. CAP.MQES says one less.
 pub(super) const ENTRIES_MAX: u32 = 1024;
@@ -32,6 +35,9 @@ const CC_ONLY_ZERO: u32 = 0x3ff0;
 const CC_SHUTDOWN: u32 = 3 << 14;
 /// The bits that are not reserved.
 const CC_WRITABLE: u32 = 0x00ff_fff1;
+const AQA_WRITABLE: u32 = 0x0fff_0fff;
+/// The bits of an admin queue's address that are zero.
+const ADDRESS_RESERVED: u64 = 0xfff;
 
 /// What a register write asks of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +92,20 @@ impl Registers {
         }
     }
 
+    pub(super) fn save(&self) -> RegistersV1 {
+        let Registers { cc, aqa, asq, acq, ready } = *self;
+        RegistersV1 { cc, aqa, asq, acq, ready }
+    }
+
+    pub(super) fn restore(&mut self, saved: RegistersV1) -> Result<(), BadState> {
+        let RegistersV1 { cc, aqa, asq, acq, ready } = saved;
+        let reserved = cc & !CC_WRITABLE != 0 || aqa & !AQA_WRITABLE != 0 || (asq | acq) & ADDRESS_RESERVED != 0;
+        check(!reserved, "a reserved bit")?;
+        check(!ready || cc & CC_ENABLE != 0, "a controller that is ready and not enabled")?;
+        *self = Registers { cc, aqa, asq, acq, ready };
+        Ok(())
+    }
+
     /// Registers that are not there, and doorbells, read as zero.
     pub(super) fn read(&self, offset: u64) -> u32 {
         let half = |value: u64, start: u64| (value >> (8 * (offset - start))) as u32;
@@ -106,10 +126,10 @@ impl Registers {
         let wide = u64::from(value);
         match offset {
             CC => return self.configure(value & CC_WRITABLE),
-            AQA => self.aqa = value & 0x0fff_0fff,
-            0x28 => self.asq = self.asq & !0xffff_ffff | wide & !0xfff,
+            AQA => self.aqa = value & AQA_WRITABLE,
+            0x28 => self.asq = self.asq & !0xffff_ffff | wide & !ADDRESS_RESERVED,
             0x2c => self.asq = self.asq & 0xffff_ffff | wide << 32,
-            0x30 => self.acq = self.acq & !0xffff_ffff | wide & !0xfff,
+            0x30 => self.acq = self.acq & !0xffff_ffff | wide & !ADDRESS_RESERVED,
             0x34 => self.acq = self.acq & 0xffff_ffff | wide << 32,
             _ => {}
         }

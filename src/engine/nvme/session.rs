@@ -5,6 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 use super::{
     super::{
         memory::GuestRam,
+        saved::BadState,
         worker::{self, Malformed},
     },
     QUEUES, Shared,
@@ -15,6 +16,7 @@ use super::{
     logs::Logs,
     queue::{CompletionQueue, SubmissionQueue},
     registers::AdminQueues,
+    saved::{DoorbellsV1, SessionV1, check},
 };
 
 /// A command and the submission queue it came from.
@@ -61,6 +63,61 @@ impl Session {
         session.add_completion_queue(0, completion);
         session.add_submission_queue(0, submission);
         Some(session)
+    }
+
+    pub(super) fn save(&self) -> SessionV1 {
+        let Session { ram: _, shared: _, submissions, completions, features, events, waiting } = self;
+        SessionV1 {
+            submissions: submissions.each_ref().map(|queue| queue.as_ref().map(SubmissionQueue::save)),
+            completions: completions.each_ref().map(|queue| queue.as_ref().map(CompletionQueue::save)),
+            features: features.save(),
+            events: events.save(),
+            waiting: waiting.as_ref().map(|Fetched { queue, command }| command.save(*queue)),
+        }
+    }
+
+    /// A session that goes on where another stopped. Doorbells and interrupts are told by themselves.
+    pub(super) fn restore(ram: &GuestRam, shared: &Arc<Shared>, saved: SessionV1) -> Result<Session, BadState> {
+        let mut session = Session {
+            ram: ram.clone(),
+            shared: Arc::clone(shared),
+            submissions: [const { None }; QUEUES],
+            completions: [const { None }; QUEUES],
+            features: Features::restore(saved.features),
+            events: Events::restore(saved.events)?,
+            waiting: None,
+        };
+        for (place, saved) in session.completions.iter_mut().zip(saved.completions) {
+            *place = saved.map(|queue| CompletionQueue::restore(ram, queue)).transpose()?;
+        }
+        for (place, saved) in session.submissions.iter_mut().zip(saved.submissions) {
+            *place = saved.map(|queue| SubmissionQueue::restore(ram, queue)).transpose()?;
+        }
+        let admin = session.has_submission_queue(0) && session.has_completion_queue(0);
+        check(admin, "a controller without admin queues")?;
+        let mut used = session.submissions.iter().flatten().map(|queue| queue.completion_queue);
+        check(used.all(|queue| session.has_completion_queue(queue)), "a queue whose completions go nowhere")?;
+        if let Some(waiting) = saved.waiting {
+            let queue = usize::from(waiting.queue);
+            check(session.has_room(queue), "a command that cannot be answered")?;
+            session.waiting = Some(Fetched { queue, command: Command::restore(waiting) });
+        }
+        Ok(session)
+    }
+
+    /// Whether the answer to a command of submission queue `index` has its place.
+    fn has_room(&self, index: usize) -> bool {
+        let Some(Some(queue)) = self.submissions.get(index) else { return false };
+        matches!(self.completions.get(queue.completion_queue), Some(Some(queue)) if queue.free() > 0)
+    }
+
+    /// Checks that doorbells take the values that their queues have.
+    pub(super) fn check_doorbells(&self, saved: &DoorbellsV1) -> Result<(), BadState> {
+        let entries = |queue: Option<u32>| queue.unwrap_or(0);
+        let tails = self.submissions.iter().map(|queue| entries(queue.as_ref().map(SubmissionQueue::entries)));
+        let heads = self.completions.iter().map(|queue| entries(queue.as_ref().map(CompletionQueue::entries)));
+        let saved = saved.tails.iter().chain(&saved.heads).map(|doorbell| doorbell.entries);
+        check(tails.chain(heads).eq(saved), "doorbells that do not fit the queues")
     }
 
     pub(super) fn has_submission_queue(&self, index: usize) -> bool {

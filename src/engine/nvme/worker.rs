@@ -24,7 +24,7 @@ pub(super) struct Commands {
     pub(super) identity: Identity,
     pub(super) disk: Disk,
     pub(super) logs: Logs,
-    report: FaultReport,
+    pub(super) report: FaultReport,
 }
 
 /// What one look at everything came to.

@@ -3,6 +3,7 @@
 mod admin;
 mod hostile;
 mod io;
+mod saved;
 
 use std::{
     collections::BTreeMap,
@@ -132,6 +133,7 @@ struct Driver {
     mmio: Arc<Bus>,
     sent: Arc<Sent>,
     level: Arc<Mutex<bool>>,
+    function: Arc<Mutex<Nvme>>,
     io: NvmeIo,
     disk: Arc<Gate>,
     reports: mpsc::Receiver<String>,
@@ -142,7 +144,9 @@ struct Driver {
 impl Driver {
     /// A controller that nobody has touched, with its BARs placed.
     fn cold(disk: Arc<Gate>) -> Driver {
-        let ram = GuestRam::new(RAM_BYTES).unwrap();
+        Driver::with_ram(GuestRam::new(RAM_BYTES).unwrap(), disk)
+    }
+    fn with_ram(ram: GuestRam, disk: Arc<Gate>) -> Driver {
         let (pio, mmio) = (Arc::new(Bus::default()), Arc::new(Bus::default()));
         let sent = Arc::new(Sent::default());
         let level = Arc::new(Mutex::new(false));
@@ -163,7 +167,8 @@ impl Driver {
         let msix = root.read(FUNCTION, 0x20, Width::B4) & !15;
         let view = mmio.view();
         let pairs = BTreeMap::new();
-        Driver { view, bar, msix, ram, root, mmio, sent, level, io, disk, reports, pairs, next_id: 0x100 }
+        let next_id = 0x100;
+        Driver { view, bar, msix, ram, root, mmio, sent, level, function, io, disk, reports, pairs, next_id }
     }
 
     /// Enabled, over the pin, with one pair of I/O queues of 16.
