@@ -12,7 +12,10 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::virtio::console::{PortOutput, PortPeer};
+use super::{
+    saved::{self as states, BadState, SaveState},
+    virtio::console::{PortOutput, PortPeer},
+};
 use crate::wire::AgentFacts;
 
 /// A longer answer is passed over.
@@ -44,6 +47,7 @@ struct State {
     ready: bool,
     /// It was asked to shut the system down. It answers nothing to that, so a second wish goes another way.
     asked_off: bool,
+    /// The last greeting's number. No number comes twice in a guest's life: its answer may come late.
     greetings: u64,
     /// `told` was called, and nobody has asked since: a guest that comes and goes without end makes no queue.
     telling: bool,
@@ -159,7 +163,7 @@ impl PortPeer for Agent {
 
 impl State {
     fn greet(&mut self) {
-        self.greetings += 1;
+        self.greetings = self.greetings.wrapping_add(1);
         let number = self.greetings;
         if self.output.send(&[FLUSH]) && self.send("guest-sync-delimited", &json!({ "id": number })) {
             self.asked.push_back(Question::Sync(number));
@@ -233,6 +237,44 @@ pub fn make(told: AgentSink) -> io::Result<(Agent, PortOutput)> {
     Ok((Agent::new(output.clone(), told), output))
 }
 
+mod saved {
+    use serde::{Deserialize, Serialize};
+
+    pub(super) const KIND: &str = "agent";
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct V1 {
+        pub(super) greetings: u64,
+    }
+}
+
+/// The talk begins anew after a restore, when the port says that it is open: whatever was asked can be asked again.
+impl SaveState for Agent {
+    fn save(&self) -> states::State {
+        let state = self.lock();
+        let State {
+            output: _,
+            told: _,
+            line: _,
+            skipping: _,
+            asked: _,
+            facts: _,
+            known: _,
+            ready: _,
+            asked_off: _,
+            greetings,
+            telling: _,
+        } = &*state;
+        states::State::new(saved::KIND, 1, &saved::V1 { greetings: *greetings })
+    }
+
+    fn restore(&mut self, state: &states::State) -> Result<(), BadState> {
+        let saved::V1 { greetings } = state.fields(saved::KIND, 1)?;
+        self.lock().greetings = greetings;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -240,6 +282,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::engine::saved::testing::{matches_golden, spoil};
 
     struct Rig {
         agent: Agent,
@@ -339,5 +382,26 @@ mod tests {
                 rig.say("\n");
             }
         }
+    }
+
+    #[test]
+    fn after_a_restore_an_answer_to_an_old_greeting_is_not_taken_for_one_to_the_new() {
+        let mut first = rig();
+        first.connect();
+        let state = matches_golden(&first.agent.save());
+        let mut second = rig();
+        second.agent.restore(&state).unwrap();
+        second.agent.opened(true);
+        assert!(second.sent().contains("\"id\":2"));
+        second.say("{\"return\": 1}\n{\"return\": {}}\n");
+        assert!(!second.agent.set_clock(1), "that was for the process before");
+        second.say("{\"return\": 2}\n");
+        assert!(second.agent.set_clock(1));
+        spoil(&state, |bad| {
+            let mut rig = rig();
+            let _ = rig.agent.restore(bad);
+            rig.agent.opened(true);
+            rig.agent.opened(false);
+        });
     }
 }

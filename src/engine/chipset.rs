@@ -9,6 +9,7 @@ use super::{
     bus::{Access, BusFault, Effect, Width},
     irq::{IrqLine, SharedPin},
     pci::{BarSpec, CONFIG_BYTES, ConfigByte, PciFunction, PciIdentity},
+    saved::{BadState, SaveState, State},
 };
 
 /// The subsystem that tells SeaBIOS that it runs on a machine with fw_cfg.
@@ -110,6 +111,14 @@ impl PirqRouter {
         pin.join()
     }
 
+    fn registers(&self) -> [u8; 4] {
+        let mut registers = [PIRQ_OFF; 4];
+        for (register, route) in registers.iter_mut().zip(self.0.iter()) {
+            *register = route.lock().unwrap_or_else(PoisonError::into_inner).register;
+        }
+        registers
+    }
+
     fn set(&self, registers: [u8; 4], isa: &IsaPins) {
         for (route, register) in self.0.iter().zip(registers) {
             let mut route = route.lock().unwrap_or_else(PoisonError::into_inner);
@@ -166,12 +175,21 @@ pub struct Piix4Pm {
 }
 
 const PMBA: usize = 0x40;
+/// The base's bits; the block has 64 ports.
+const PMBA_BITS: u16 = 0xffc0;
 const PMREGMISC: usize = 0x80;
 
 impl Piix4Pm {
     /// `place` moves the PM block to a port, or takes it away.
     pub fn new(place: impl FnMut(Option<u16>) + Send + 'static) -> Piix4Pm {
         Piix4Pm { place: Box::new(place), at: None }
+    }
+
+    fn move_to(&mut self, at: Option<u16>) {
+        if at != self.at {
+            self.at = at;
+            (self.place)(at);
+        }
     }
 }
 
@@ -198,20 +216,79 @@ impl PciFunction for Piix4Pm {
         base.into_iter().chain([0x58, 0x59, 0x5a, 0x80, 0xd2].map(|at| latch(at, 0))).collect()
     }
     fn config_written(&mut self, config: &[u8; CONFIG_BYTES], _: u8, _: Width) {
-        let base = u16::from_le_bytes([config[PMBA], config[PMBA + 1]]) & 0xffc0;
+        let base = u16::from_le_bytes([config[PMBA], config[PMBA + 1]]) & PMBA_BITS;
         let now = (config[PMREGMISC] & 1 != 0 && base != 0).then_some(base);
-        if now != self.at {
-            self.at = now;
-            (self.place)(now);
-        }
+        self.move_to(now);
     }
     without_bars!();
     fn reset(&mut self) {}
 }
 
+mod saved {
+    use serde::{Deserialize, Serialize};
+
+    pub(super) const HOST_BRIDGE: &str = "host-bridge";
+    pub(super) const PIIX3: &str = "piix3";
+    pub(super) const PIIX4_PM: &str = "piix4-pm";
+
+    /// The latches are in configuration space, which is saved with it; so are these, but routes and places must not depend on
+    /// which of the two is restored first.
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct Piix3V1 {
+        /// The routes of PIRQ A to D.
+        pub(super) pirq: [u8; 4],
+    }
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct Piix4PmV1 {
+        pub(super) at: Option<u16>,
+    }
+}
+
+impl SaveState for HostBridge {
+    fn save(&self) -> State {
+        let HostBridge = self;
+        State::nothing(saved::HOST_BRIDGE)
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        state.expect_nothing(saved::HOST_BRIDGE)
+    }
+}
+
+impl SaveState for Piix3 {
+    fn save(&self) -> State {
+        let Piix3 { router, isa: _ } = self;
+        State::new(saved::PIIX3, 1, &saved::Piix3V1 { pirq: router.registers() })
+    }
+
+    /// A pin that a device holds high already goes where it leads now.
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        let saved::Piix3V1 { pirq } = state.fields(saved::PIIX3, 1)?;
+        self.router.set(pirq, &self.isa);
+        Ok(())
+    }
+}
+
+impl SaveState for Piix4Pm {
+    fn save(&self) -> State {
+        let Piix4Pm { place: _, at } = self;
+        State::new(saved::PIIX4_PM, 1, &saved::Piix4PmV1 { at: *at })
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        let saved::Piix4PmV1 { at } = state.fields(saved::PIIX4_PM, 1)?;
+        let good = at.is_none_or(|base| base != 0 && base & !PMBA_BITS == 0);
+        BadState::unless(good, saved::PIIX4_PM, "the PM block cannot be at such a port")?;
+        self.move_to(at);
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::saved::testing;
 
     #[test]
     fn an_asserted_pirq_follows_its_route() {
@@ -257,5 +334,68 @@ mod tests {
         config[0x80] = 0;
         pm.config_written(&config, 0x80, Width::B1);
         assert_eq!(*places.lock().unwrap(), [Some(0x600), Some(0xb000), None]);
+    }
+
+    #[test]
+    fn restored_routes_lead_a_pin_that_is_high_where_it_led() {
+        let wired = || {
+            let levels: Arc<Mutex<Vec<(u32, bool)>>> = Arc::default();
+            let sink = Arc::clone(&levels);
+            let isa = IsaPins::new(move |number| {
+                let sink = Arc::clone(&sink);
+                IrqLine::new(move |high| sink.lock().unwrap().push((number, high)))
+            });
+            (Piix3 { router: PirqRouter::default(), isa }, levels)
+        };
+        let mut config = [0u8; CONFIG_BYTES];
+        config[0x60..0x64].copy_from_slice(&[10, 11, PIRQ_OFF, 5]);
+        let (mut first, _) = wired();
+        first.config_written(&config, 0x60, Width::B4);
+        let state = testing::matches_golden(&first.save());
+        for (before, after) in [(true, false), (false, true)] {
+            let (mut second, levels) = wired();
+            let pin = second.router.join(1);
+            pin.set(before);
+            second.restore(&state).unwrap();
+            second.config_written(&config, 0x60, Width::B4);
+            if after {
+                pin.set(true);
+            }
+            assert_eq!(*levels.lock().unwrap(), [(11, true)]);
+        }
+        testing::spoil(&state, |bad| {
+            let (mut piix, _) = wired();
+            let pins: Vec<_> = (0..4).map(|index| piix.router.join(index)).collect();
+            pins.iter().for_each(|pin| pin.set(true));
+            let _ = piix.restore(bad);
+            pins.iter().for_each(|pin| pin.set(false));
+        });
+        let bridge = testing::matches_golden(&HostBridge.save());
+        HostBridge.restore(&bridge).unwrap();
+        testing::spoil(&bridge, |bad| drop(HostBridge.restore(bad)));
+    }
+
+    #[test]
+    fn a_restored_pm_block_is_where_it_was() {
+        let placed = || {
+            let places: Arc<Mutex<Vec<Option<u16>>>> = Arc::default();
+            let sink = Arc::clone(&places);
+            (Piix4Pm::new(move |at| sink.lock().unwrap().push(at)), places)
+        };
+        let mut config = [0u8; CONFIG_BYTES];
+        config[0x40..0x42].copy_from_slice(&0xb001u16.to_le_bytes());
+        config[0x80] = 1;
+        let (mut first, _) = placed();
+        first.config_written(&config, 0x40, Width::B4);
+        let state = testing::matches_golden(&first.save());
+        let (mut second, places) = placed();
+        second.restore(&state).unwrap();
+        second.config_written(&config, 0x40, Width::B4);
+        assert_eq!(*places.lock().unwrap(), [Some(0xb000)], "once, whoever is first");
+        testing::spoil(&state, |bad| {
+            let (mut pm, places) = placed();
+            let _ = pm.restore(bad);
+            assert!(places.lock().unwrap().iter().flatten().all(|at| at % 64 == 0 && *at != 0));
+        });
     }
 }

@@ -9,6 +9,7 @@ use super::{
     bus::{Access, BusDevice, BusFault, Effect, SharedDevice, Width},
     facts::MachineFacts,
     irq::IrqLine,
+    saved::{BadState, SaveState, State},
     timer::{Alarm, AlarmBell, Clock},
 };
 
@@ -82,7 +83,7 @@ impl Cmos {
 
     /// The two ports, `layout::CMOS`.
     pub fn ports(&self) -> SharedDevice {
-        Arc::new(Mutex::new(Ports { cmos: self.clone(), index: 0 }))
+        Arc::new(Mutex::new(Ports(self.clone())))
     }
 
     /// What a reset line does: interrupts are off, time and memory stay.
@@ -137,6 +138,8 @@ struct Rtc {
     offset_ns: i64,
     /// SET or a stopped divider: time stands and the guest writes it register by register.
     frozen: bool,
+    /// What port 0x70 has chosen. Bit 7 of the port is the NMI mask, which the machine does not have.
+    index: usize,
     /// PF, AF, UF.
     flags: u8,
     /// The guest time up to which the flags are known.
@@ -148,7 +151,7 @@ struct Rtc {
 
 impl Rtc {
     fn new(ram: [u8; CMOS_BYTES], wall: Clock, irq: IrqLine, bell: AlarmBell) -> Rtc {
-        let mut rtc = Rtc { ram, offset_ns: 0, frozen: false, flags: 0, seen_ns: 0, wall, irq, bell };
+        let mut rtc = Rtc { ram, offset_ns: 0, frozen: false, index: 0, flags: 0, seen_ns: 0, wall, irq, bell };
         rtc.seen_ns = rtc.now_ns();
         rtc
     }
@@ -459,32 +462,85 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
     (era * 400 + year, month, day)
 }
 
-struct Ports {
-    cmos: Cmos,
-    /// Bit 7 of the port is the NMI mask, which the machine does not have.
-    index: usize,
-}
+struct Ports(Cmos);
 
 impl BusDevice for Ports {
     fn read(&mut self, at: Access) -> Result<u64, BusFault> {
+        let mut rtc = lock(&self.0.rtc);
+        let index = rtc.index;
         match (at.offset, at.width) {
             (0, Width::B1) => Ok(0xff), // the index cannot be read back
-            (1, Width::B1) => Ok(u64::from(lock(&self.cmos.rtc).read(self.index))),
+            (1, Width::B1) => Ok(u64::from(rtc.read(index))),
             _ => Err(BusFault::BadWidth),
         }
     }
 
     fn write(&mut self, at: Access, value: u64) -> Result<Effect, BusFault> {
+        let mut rtc = lock(&self.0.rtc);
         match (at.offset, at.width) {
-            (0, Width::B1) => self.index = value as usize & 0x7f,
-            (1, Width::B1) => lock(&self.cmos.rtc).write(self.index, value as u8),
+            (0, Width::B1) => rtc.index = value as usize & 0x7f,
+            (1, Width::B1) => {
+                let index = rtc.index;
+                rtc.write(index, value as u8);
+            }
             (0, Width::B2) => {
-                self.index = value as usize & 0x7f;
-                lock(&self.cmos.rtc).write(self.index, (value >> 8) as u8);
+                let index = value as usize & 0x7f;
+                rtc.index = index;
+                rtc.write(index, (value >> 8) as u8);
             }
             _ => return Err(BusFault::BadWidth),
         }
         Ok(Effect::None)
+    }
+}
+
+mod saved {
+    use serde::{Deserialize, Serialize};
+
+    use crate::engine::saved::hex;
+
+    pub(super) const KIND: &str = "cmos";
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct V1 {
+        #[serde(with = "hex")]
+        pub(super) ram: Vec<u8>,
+        /// The guest's clock is the host's plus this: it goes on while the guest sleeps, as behind a battery.
+        pub(super) offset_ns: i64,
+        /// The guest time up to which the flags are known: an alarm that came due in the guest's sleep is found after it.
+        pub(super) seen_ns: i64,
+        pub(super) flags: u8,
+        pub(super) index: u8,
+    }
+}
+
+impl SaveState for Cmos {
+    fn save(&self) -> State {
+        let rtc = lock(&self.rtc);
+        // Whether time stands follows from registers A and B.
+        let Rtc { ram, offset_ns, frozen: _, index, flags, seen_ns, wall: _, irq: _, bell: _ } = &*rtc;
+        let fields = saved::V1 {
+            ram: ram.to_vec(),
+            offset_ns: *offset_ns,
+            seen_ns: *seen_ns,
+            flags: *flags,
+            index: *index as u8, // below 128
+        };
+        State::new(saved::KIND, 1, &fields)
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        let fields: saved::V1 = state.fields(saved::KIND, 1)?;
+        let mut rtc = lock(&self.rtc);
+        rtc.ram = fields.ram.try_into().map_err(|_| BadState::new(saved::KIND, "it has not 128 bytes"))?;
+        rtc.ram[reg::A] &= !UIP;
+        rtc.frozen = rtc.ram[reg::B] & SET != 0 || rtc.divider_stopped();
+        rtc.offset_ns = fields.offset_ns;
+        rtc.seen_ns = fields.seen_ns;
+        rtc.flags = fields.flags & FLAGS;
+        rtc.index = usize::from(fields.index & 0x7f);
+        rtc.after_control();
+        Ok(())
     }
 }
 
@@ -496,7 +552,12 @@ mod tests {
     };
 
     use super::*;
-    use crate::engine::{facts::tests::sample, irq::tests::recorder, timer::tests::hand_clock};
+    use crate::engine::{
+        facts::tests::sample,
+        irq::tests::recorder,
+        saved::testing::{matches_golden, spoil},
+        timer::tests::hand_clock,
+    };
 
     /// 2024-02-29 23:59:57.5 UTC, a Thursday.
     const LEAP_NIGHT_NS: u64 = 1_709_251_197_500_000_000;
@@ -699,5 +760,73 @@ mod tests {
             assert_eq!(days_from_civil(date.0, date.1, date.2), days);
         }
         assert_eq!(days_from_civil(2023, 13, 1), days_from_civil(2024, 1, 1));
+    }
+
+    /// Has set another year and an alarm for three seconds after midnight, and chosen a register.
+    fn busy() -> Rig {
+        let rig = rig();
+        rig.put(reg::YEAR, 0x30);
+        rig.put(0x40, 0xa5);
+        rig.put(reg::SECONDS_ALARM, 0x03);
+        rig.put(reg::MINUTES_ALARM, 0x00);
+        rig.put(reg::HOURS_ALARM, 0x00);
+        rig.get(reg::C);
+        rig.put(reg::B, HOURS_24 | AIE);
+        rig.ports.lock().unwrap().write(Access::new(0, Width::B1), 0x40).unwrap();
+        rig
+    }
+
+    #[test]
+    fn a_restored_clock_has_gone_on_and_its_alarm_rings_late() {
+        let state = matches_golden(&busy().cmos.save());
+        for slept_ms in [1_000, 3_600_000] {
+            let mut other = rig();
+            other.pass_ms(slept_ms);
+            other.cmos.restore(&state).unwrap();
+            let chosen = other.ports.lock().unwrap().read(Access::new(1, Width::B1));
+            assert_eq!(chosen, Ok(0xa5), "the index was set before");
+            assert_eq!(other.get(reg::YEAR), 0x30);
+            assert_eq!(other.get(reg::HOURS), if slept_ms == 1_000 { 0x23 } else { 0x00 });
+            if slept_ms == 1_000 {
+                other.cmos.rtc.lock().unwrap().tick();
+                assert!(!other.irq(), "the alarm is still to come");
+                other.pass_ms(5_000);
+            }
+            other.wait_for_irq();
+            assert_eq!(other.get(reg::C) & (IRQF | AIE), IRQF | AIE);
+            assert!(!other.irq());
+        }
+    }
+
+    #[test]
+    fn time_that_stands_while_it_is_set_stands_after_a_restore() {
+        let first = rig();
+        first.put(reg::B, SET | HOURS_24);
+        first.put(reg::SECONDS, 0x42);
+        let mut other = rig();
+        other.cmos.restore(&first.cmos.save()).unwrap();
+        other.pass_ms(10_000);
+        assert_eq!(other.get(reg::SECONDS), 0x42);
+        other.put(reg::B, HOURS_24);
+        other.pass_ms(1_000);
+        assert_eq!(other.get(reg::SECONDS), 0x43);
+    }
+
+    #[test]
+    fn no_saved_state_makes_it_panic() {
+        spoil(&busy().cmos.save(), |bad| {
+            let mut other = rig();
+            let _ = other.cmos.restore(bad);
+            let _ = other.ports.lock().unwrap().read(Access::new(1, Width::B1));
+            for value in [0x72, 0x02] {
+                for index in 0..CMOS_BYTES {
+                    other.get(index);
+                }
+                other.put(reg::B, value);
+                other.put(reg::SECONDS, 0x99);
+                other.pass_ms(1_000);
+                other.cmos.rtc.lock().unwrap().tick();
+            }
+        });
     }
 }

@@ -1,6 +1,9 @@
 //! Debug console, port 0x402: the firmware's log, one byte at a time.
 
-use super::bus::{Access, BusDevice, BusFault, Effect};
+use super::{
+    bus::{Access, BusDevice, BusFault, Effect},
+    saved::{BadState, SaveState, State},
+};
 
 /// What a read gives; SeaBIOS and OVMF look for it before they write.
 const PRESENT: u64 = 0xe9;
@@ -60,12 +63,40 @@ impl BusDevice for DebugConsole {
     }
 }
 
+mod saved {
+    use serde::{Deserialize, Serialize};
+
+    use crate::engine::saved::hex;
+
+    pub(super) const KIND: &str = "debug-console";
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct V1 {
+        #[serde(with = "hex")]
+        pub(super) line: Vec<u8>,
+    }
+}
+
+impl SaveState for DebugConsole {
+    fn save(&self) -> State {
+        let DebugConsole { line, sink: _ } = self;
+        State::new(saved::KIND, 1, &saved::V1 { line: line.clone() })
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        let saved::V1 { line } = state.fields(saved::KIND, 1)?;
+        BadState::unless(line.len() < LINE_BYTES_MAX, saved::KIND, "its line is too long")?;
+        self.line = line;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::engine::bus::Width;
+    use crate::engine::{bus::Width, saved::testing};
 
     fn console() -> (DebugConsole, Arc<Mutex<Vec<String>>>) {
         let lines = Arc::new(Mutex::new(Vec::new()));
@@ -97,5 +128,22 @@ mod tests {
         print(&mut console, &[0xff; LINE_BYTES_MAX + 1]);
         assert_eq!(lines.lock().unwrap().len(), 1);
         assert_eq!(console.write(Access::new(0, Width::B4), 0x41), Err(BusFault::BadWidth));
+    }
+
+    #[test]
+    fn half_a_line_is_ended_after_a_restore() {
+        let (mut first, _) = console();
+        print(&mut first, b"begun ");
+        let state = testing::matches_golden(&first.save());
+        let (mut second, lines) = console();
+        second.restore(&state).unwrap();
+        print(&mut second, b"and ended\n");
+        assert_eq!(*lines.lock().unwrap(), ["begun and ended"]);
+        testing::spoil(&state, |bad| {
+            let (mut console, _) = console();
+            let _ = console.restore(bad);
+            print(&mut console, &[b'x'; LINE_BYTES_MAX]);
+            assert!(console.line.len() < LINE_BYTES_MAX);
+        });
     }
 }

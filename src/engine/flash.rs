@@ -17,6 +17,7 @@ use super::{
     bus::{Access, BusDevice, BusFault, Effect},
     devices::Board,
     memory::HostRegion,
+    saved::{BadState, SaveState, State},
 };
 
 /// What one erase command erases.
@@ -201,17 +202,17 @@ impl Keeper {
     }
 
     fn write(&mut self, array: &HostRegion, at: usize, data: &[u8]) -> io::Result<()> {
-        let done = if self.behind {
-            let mut whole = vec![0; array.bytes()];
-            array.read(0, &mut whole);
-            self.file.write_all_at(&whole, 0)
-        } else {
-            self.file.write_all_at(data, at as u64)
-        };
+        let done = if self.behind { self.write_whole(array) } else { self.file.write_all_at(data, at as u64) };
         self.behind = done.is_err();
         lock(&self.shared.0).written += 1;
         self.shared.1.notify_all();
         done
+    }
+
+    fn write_whole(&self, array: &HostRegion) -> io::Result<()> {
+        let mut whole = vec![0; array.bytes()];
+        array.read(0, &mut whole);
+        self.file.write_all_at(&whole, 0)
     }
 
     fn close(&mut self) {
@@ -268,6 +269,59 @@ fn keep(file: &File, shared: &(Mutex<Work>, Condvar)) {
     }
 }
 
+mod saved {
+    use serde::{Deserialize, Serialize};
+
+    pub(super) const KIND: &str = "flash";
+
+    /// The array is in its file.
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct V1 {
+        pub(super) mode: Mode,
+        pub(super) status: u8,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub(super) enum Mode {
+        Array,
+        Status,
+        Program,
+        Erase,
+    }
+}
+
+impl SaveState for Flash {
+    /// What an earlier write did not bring into the file is written now, while this process still has it.
+    fn save(&self) -> State {
+        let Flash { array, keeper, board: _, mode, status, report } = self;
+        if keeper.behind
+            && let Err(error) = keeper.write_whole(array)
+        {
+            report(format!("the firmware's variables cannot be written: {error}"));
+        }
+        let mode = match mode {
+            Mode::Array => saved::Mode::Array,
+            Mode::Status => saved::Mode::Status,
+            Mode::Program => saved::Mode::Program,
+            Mode::Erase => saved::Mode::Erase,
+        };
+        State::new(saved::KIND, 1, &saved::V1 { mode, status: *status })
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        let saved::V1 { mode, status } = state.fields(saved::KIND, 1)?;
+        self.enter(match mode {
+            saved::Mode::Array => Mode::Array,
+            saved::Mode::Status => Mode::Status,
+            saved::Mode::Program => Mode::Program,
+            saved::Mode::Erase => Mode::Erase,
+        });
+        self.status = status & (status::READY | status::ERASE_FAILED);
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -278,6 +332,7 @@ mod tests {
         event::Event,
         irq::{MsiMessage, MsiSink},
         pci::root::Placement,
+        saved::testing::{matches_golden, spoil},
     };
 
     #[derive(Default)]
@@ -408,5 +463,43 @@ mod tests {
         rig.write(0, &[0x10, 0xaa]);
         assert_eq!(rig.read(0), 0xaa, "the guest goes on with what it wrote");
         assert!(rig.told.lock().unwrap()[0].contains("cannot be written"));
+    }
+
+    #[test]
+    fn a_command_that_was_begun_is_ended_after_a_restore_on_the_same_array() {
+        let mut first = rig(&[0; 8192]).unwrap();
+        first.write(4097, &[0x10, 0xaa]);
+        first.write(4096, &[0x20, 0x00]);
+        first.write(4098, &[0x40]);
+        let state = matches_golden(&first.flash.save());
+        let mut second = on(first.file.try_clone().unwrap()).unwrap();
+        second.flash.restore(&state).unwrap();
+        assert_eq!(*second.shown.0.lock().unwrap(), [true; 0], "the array is still shown");
+        second.write(4098, &[0x55]);
+        assert_eq!([4096, 4097, 4098].map(|at| second.read(at)), [0, 0xaa, 0x55]);
+        second.write(0, &[0x70]);
+        assert_eq!(second.read(0), status::READY | status::ERASE_FAILED);
+
+        let mut third = on(second.file.try_clone().unwrap()).unwrap();
+        third.flash.restore(&second.flash.save()).unwrap();
+        assert_eq!(*third.shown.0.lock().unwrap(), [false], "the status is shown instead of the array");
+        assert_eq!(third.read(0), status::READY | status::ERASE_FAILED);
+        spoil(&state, |bad| {
+            let mut rig = on(third.file.try_clone().unwrap()).unwrap();
+            let _ = rig.flash.restore(bad);
+            rig.read(8191);
+            rig.write(8191, &[0xd0, 0x70, 0xff]);
+        });
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_written_before_the_guest_sleeps() {
+        let mut rig = rig(&[0; 4096]).unwrap();
+        let writable = std::mem::replace(&mut rig.flash.keeper.file, Arc::new(File::open("/dev/null").unwrap()));
+        rig.write(7, &[0x10, 0xaa]);
+        assert_eq!((rig.in_file(7), rig.told.lock().unwrap().len()), (0, 1));
+        rig.flash.keeper.file = writable;
+        rig.flash.save();
+        assert_eq!((rig.in_file(7), rig.told.lock().unwrap().len()), (0xaa, 1));
     }
 }

@@ -10,6 +10,7 @@ use super::{
     facts::{BootDevice, FirstBoot, MachineFacts},
     layout,
     memory::{Gpa, GuestRam, RamSpan},
+    saved::{BadState, SaveState, State},
     smbios::Smbios,
 };
 
@@ -65,18 +66,25 @@ mod dma {
 type Bytes = Arc<[u8]>;
 /// Files whose bytes replace those of the same name and size.
 pub type Replacement = Vec<(&'static str, Vec<u8>)>;
-type BeforeAcpi = Box<dyn FnMut() -> Replacement + Send>;
+
+/// The ACPI files follow from where the firmware has put the PM block.
+struct AcpiPatch {
+    pm_base: Box<dyn FnMut() -> u16 + Send>,
+    files: Box<dyn Fn(u16) -> Replacement + Send>,
+}
 
 /// The device on the ports `layout::FW_CFG`.
 pub struct FwCfg {
     ram: GuestRam,
     items: BTreeMap<u16, Bytes>,
     names: Vec<(String, u16)>,
-    before_acpi: Option<BeforeAcpi>,
+    acpi: Option<AcpiPatch>,
     /// What the first reset changes; a file may get another size, since a guest looks the size up when it has been reset.
     after_first_boot: Replacement,
-    /// Since the last reset the guest has not yet looked at the ACPI files.
-    acpi_fresh: bool,
+    /// The PM base in the ACPI files, once the guest has looked at them after the last reset.
+    acpi_pm_base: Option<u16>,
+    /// What the guest has selected since then, and its bytes.
+    selected: Option<u16>,
     current: Bytes,
     offset: usize,
     dma_address: u64,
@@ -89,9 +97,10 @@ impl FwCfg {
             ram,
             items: BTreeMap::new(),
             names: Vec::new(),
-            before_acpi: None,
+            acpi: None,
             after_first_boot: Vec::new(),
-            acpi_fresh: true,
+            acpi_pm_base: None,
+            selected: None,
             current: Arc::from([]),
             offset: 0,
             dma_address: 0,
@@ -103,7 +112,7 @@ impl FwCfg {
 
     /// Everything that SeaBIOS and OVMF ask of a machine. `pm_base` says where the firmware has put the PM block; it is called
     /// when the guest first selects an ACPI file, with this device's lock held.
-    pub fn for_machine(ram: GuestRam, facts: MachineFacts, mut pm_base: impl FnMut() -> u16 + Send + 'static) -> FwCfg {
+    pub fn for_machine(ram: GuestRam, facts: MachineFacts, pm_base: impl FnMut() -> u16 + Send + 'static) -> FwCfg {
         let mut fw_cfg = FwCfg::new(ram);
         let cpus = facts.cpus.min(u32::from(u16::MAX)) as u16;
         fw_cfg.add_key(key::UUID, &facts.uuid);
@@ -125,7 +134,8 @@ impl FwCfg {
         for (name, bytes) in AcpiTables::build(&facts).files() {
             fw_cfg.add_file(name, bytes);
         }
-        fw_cfg.before_acpi(move || AcpiTables::build(&MachineFacts { pm_base: pm_base(), ..facts.clone() }).files());
+        let files = move |pm_base| AcpiTables::build(&MachineFacts { pm_base, ..facts.clone() }).files();
+        fw_cfg.acpi = Some(AcpiPatch { pm_base: Box::new(pm_base), files: Box::new(files) });
         fw_cfg
     }
 
@@ -157,31 +167,39 @@ impl FwCfg {
         self.names.push((name.to_owned(), key));
     }
 
-    /// `patch` is called when the guest first selects an ACPI file after a reset, and gives files of unchanged size. It runs
-    /// with this device's lock held, so it must not come back here.
-    pub fn before_acpi(&mut self, patch: impl FnMut() -> Replacement + Send + 'static) {
-        self.before_acpi = Some(Box::new(patch));
-    }
-
     /// Back to the state after power on, except that what was asked for one boot is over.
     pub fn reset(&mut self) {
-        for (name, bytes) in mem::take(&mut self.after_first_boot) {
-            if let Some((_, key)) = self.names.iter().find(|(other, _)| other == name) {
-                self.items.insert(*key, bytes.into());
-            }
-        }
-        self.acpi_fresh = true;
+        self.end_first_boot();
+        self.acpi_pm_base = None;
+        self.selected = None;
         self.current = Arc::from([]);
         self.offset = 0;
         self.dma_address = 0;
     }
 
+    fn end_first_boot(&mut self) {
+        for (name, bytes) in mem::take(&mut self.after_first_boot) {
+            if let Some((_, key)) = self.names.iter().find(|(other, _)| other == name) {
+                self.items.insert(*key, bytes.into());
+            }
+        }
+    }
+
     fn select(&mut self, key: u16) {
-        if self.acpi_fresh && self.is_acpi(key) {
-            self.acpi_fresh = false;
-            self.patch_acpi();
+        if self.acpi_pm_base.is_none()
+            && self.is_acpi(key)
+            && let Some(acpi) = &mut self.acpi
+        {
+            let pm_base = (acpi.pm_base)();
+            self.patch_acpi(pm_base);
         }
         self.offset = 0;
+        self.show(key);
+    }
+
+    /// Makes `key` what is read.
+    fn show(&mut self, key: u16) {
+        self.selected = Some(key);
         self.current = if key == key::DIRECTORY {
             self.directory().into()
         } else {
@@ -194,15 +212,15 @@ impl FwCfg {
         self.names.iter().any(|(name, at)| *at == key && FILES.contains(&name.as_str()))
     }
 
-    fn patch_acpi(&mut self) {
-        let Some(mut patch) = self.before_acpi.take() else { return };
-        for (name, bytes) in patch() {
+    fn patch_acpi(&mut self, pm_base: u16) {
+        let Some(acpi) = &self.acpi else { return };
+        self.acpi_pm_base = Some(pm_base);
+        for (name, bytes) in (acpi.files)(pm_base) {
             let Some((_, key)) = self.names.iter().find(|(other, _)| other == name) else { continue };
             let item = self.items.get_mut(key).expect("every name has an item");
             assert!(item.len() == bytes.len(), "the guest has read the size of {name} already");
             *item = bytes.into();
         }
-        self.before_acpi = Some(patch);
     }
 
     /// Count, then size, key and name of each file, big-endian.
@@ -332,12 +350,76 @@ fn boot_order(devices: &[BootDevice]) -> Vec<u8> {
     out.into_bytes()
 }
 
+mod saved {
+    use serde::{Deserialize, Serialize};
+
+    pub(super) const KIND: &str = "fw-cfg";
+
+    /// The items follow from the specification and from what is told of them here.
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct V1 {
+        pub(super) selected: Option<u16>,
+        pub(super) offset: u64,
+        pub(super) dma_address: u64,
+        pub(super) acpi_pm_base: Option<u16>,
+        /// What was asked for one boot is over.
+        pub(super) first_boot_over: bool,
+    }
+}
+
+impl SaveState for FwCfg {
+    fn save(&self) -> State {
+        let FwCfg {
+            ram: _,
+            items: _,
+            names: _,
+            acpi: _,
+            after_first_boot,
+            acpi_pm_base,
+            selected,
+            current: _,
+            offset,
+            dma_address,
+        } = self;
+        let fields = saved::V1 {
+            selected: *selected,
+            offset: *offset as u64,
+            dma_address: *dma_address,
+            acpi_pm_base: *acpi_pm_base,
+            first_boot_over: after_first_boot.is_empty(),
+        };
+        State::new(saved::KIND, 1, &fields)
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        let fields: saved::V1 = state.fields(saved::KIND, 1)?;
+        // The chipset places the block at whole pieces of 64 ports.
+        let placed = fields.acpi_pm_base.is_none_or(|base| base % 64 == 0);
+        BadState::unless(placed, saved::KIND, "the PM block cannot be at such a port")?;
+        if fields.first_boot_over {
+            self.end_first_boot();
+        }
+        if let Some(pm_base) = fields.acpi_pm_base {
+            self.patch_acpi(pm_base);
+        }
+        if let Some(key) = fields.selected {
+            self.show(key);
+        }
+        self.offset = usize::try_from(fields.offset).unwrap_or(usize::MAX);
+        self.dma_address = fields.dma_address;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU16, Ordering};
 
     use super::*;
-    use crate::engine::facts::tests::sample;
+    use crate::engine::{
+        facts::tests::sample,
+        saved::testing::{matches_golden, spoil},
+    };
 
     /// Drives the ports as firmware does.
     struct Rig {
@@ -488,5 +570,70 @@ mod tests {
             }
         }
         assert_eq!(rig.pio(key::SIGNATURE, 4), b"QEMU");
+    }
+
+    /// Asked for a boot from the network, which is over; the tables name a PM base that is no longer; a read and a DMA address
+    /// are half done.
+    fn busy(rig: &mut Rig) -> Vec<u8> {
+        rig.fw_cfg.reset();
+        rig.pm_base.store(0xb000, Ordering::SeqCst);
+        let tables = rig.file(acpi::TABLES_FILE);
+        rig.pm_base.store(0x600, Ordering::SeqCst);
+        rig.pio(key::SIGNATURE, 1);
+        rig.fw_cfg.write(Access::new(4, Width::B4), u64::from(1u32.swap_bytes())).unwrap();
+        tables
+    }
+
+    fn rig_from_network() -> Rig {
+        let mut rig = rig();
+        let order = FirstBoot::From([vec![BootDevice::Network { slot: 4 }], sample().boot_order].concat());
+        let (facts, asked) = (MachineFacts { first_boot: Some(order), ..sample() }, Arc::clone(&rig.pm_base));
+        rig.fw_cfg = FwCfg::for_machine(rig.ram.clone(), facts, move || asked.load(Ordering::SeqCst));
+        rig
+    }
+
+    #[test]
+    fn a_restored_store_reads_on_and_has_the_same_files() {
+        let mut first = rig_from_network();
+        let tables = busy(&mut first);
+        let state = matches_golden(&first.fw_cfg.save());
+        let mut second = rig_from_network();
+        second.fw_cfg.restore(&state).unwrap();
+        let byte = second.fw_cfg.read(Access::new(1, Width::B1));
+        assert_eq!(byte, Ok(u64::from(b'E')), "the second letter of QEMU");
+        for rig in [&mut first, &mut second] {
+            assert_eq!(
+                rig.dma(dma::SKIP, 0, 0),
+                dma::SKIP,
+                "the other half of the address was there, and led past RAM"
+            );
+        }
+        assert_eq!(second.file(acpi::TABLES_FILE), tables);
+        assert_eq!(second.file(BOOT_ORDER_FILE), first.file(BOOT_ORDER_FILE));
+        second.fw_cfg.reset();
+        assert_ne!(second.file(acpi::TABLES_FILE), tables, "the next boot looks anew");
+
+        let mut before = rig_from_network();
+        let once = before.file(BOOT_ORDER_FILE);
+        let mut after = rig_from_network();
+        after.fw_cfg.restore(&before.fw_cfg.save()).unwrap();
+        assert_eq!(after.file(BOOT_ORDER_FILE), once, "the first boot is not over");
+    }
+
+    #[test]
+    fn no_saved_state_makes_it_panic() {
+        let mut first = rig_from_network();
+        busy(&mut first);
+        spoil(&first.fw_cfg.save(), |bad| {
+            let mut other = rig_from_network();
+            let _ = other.fw_cfg.restore(bad);
+            other.fw_cfg.read(Access::new(1, Width::B1)).unwrap();
+            other.dma(dma::SKIP, u32::MAX, 0);
+            assert_eq!(other.dma(dma::READ, 16, BUFFER), 0);
+            other.dma(dma::SKIP, u32::MAX, 0);
+            other.file(acpi::TABLES_FILE);
+            other.fw_cfg.reset();
+            other.file(BOOT_ORDER_FILE);
+        });
     }
 }

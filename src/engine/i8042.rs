@@ -12,6 +12,7 @@ use super::{
     bus::{Access, BusDevice, BusFault, Effect, SharedDevice, Width},
     irq::IrqLine,
     ps2::{Keyboard, Mouse, to_set_1},
+    saved::{BadState, SaveState, State},
 };
 
 /// The controller. Cloning gives another handle on the same one.
@@ -90,6 +91,8 @@ mod mode {
     pub(super) const KEYBOARD_OFF: u8 = 1 << 4;
     pub(super) const MOUSE_OFF: u8 = 1 << 5;
     pub(super) const TRANSLATE: u8 = 1 << 6;
+    /// The bits that exist.
+    pub(super) const KEPT: u8 = 0x77;
 }
 
 /// Output port, read by 0xD0 and written by 0xD1.
@@ -272,7 +275,7 @@ impl Controller {
                 self.mode &= !mode::KEYBOARD_OFF;
                 self.keyboard.command(byte);
             }
-            Some(0x60) => self.mode = byte & 0x77,
+            Some(0x60) => self.mode = byte & mode::KEPT,
             Some(0xd1) => {
                 self.a20 = byte & output::A20 != 0;
                 if byte & output::NOT_RESET == 0 {
@@ -331,10 +334,117 @@ fn one_byte(at: Access) -> Result<(), BusFault> {
     if at.width == Width::B1 { Ok(()) } else { Err(BusFault::BadWidth) }
 }
 
+mod saved {
+    use serde::{Deserialize, Serialize};
+
+    use crate::engine::ps2::saved::{KeyboardV1, MouseV1};
+
+    pub(super) const KIND: &str = "i8042";
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct V1 {
+        pub(super) keyboard: KeyboardV1,
+        pub(super) mouse: MouseV1,
+        pub(super) mode: u8,
+        pub(super) a20: bool,
+        pub(super) last_was_command: bool,
+        pub(super) pending: Option<u8>,
+        pub(super) answers: Vec<(u8, Source)>,
+        pub(super) output: Option<(u8, Source)>,
+        pub(super) last: u8,
+        pub(super) release: bool,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub(super) enum Source {
+        Controller,
+        Keyboard,
+        Mouse,
+    }
+
+    impl From<super::Source> for Source {
+        fn from(source: super::Source) -> Source {
+            match source {
+                super::Source::Controller => Source::Controller,
+                super::Source::Keyboard => Source::Keyboard,
+                super::Source::Mouse => Source::Mouse,
+            }
+        }
+    }
+
+    impl From<Source> for super::Source {
+        fn from(source: Source) -> super::Source {
+            match source {
+                Source::Controller => super::Source::Controller,
+                Source::Keyboard => super::Source::Keyboard,
+                Source::Mouse => super::Source::Mouse,
+            }
+        }
+    }
+}
+
+impl SaveState for I8042 {
+    fn save(&self) -> State {
+        let controller = self.lock();
+        let Controller {
+            keyboard,
+            mouse,
+            mode,
+            a20,
+            last_was_command,
+            pending,
+            answers,
+            output,
+            last,
+            release,
+            keyboard_irq: _,
+            mouse_irq: _,
+        } = &*controller;
+        let fields = saved::V1 {
+            keyboard: keyboard.save(),
+            mouse: mouse.save(),
+            mode: *mode,
+            a20: *a20,
+            last_was_command: *last_was_command,
+            pending: *pending,
+            answers: answers.iter().map(|(byte, source)| (*byte, (*source).into())).collect(),
+            output: output.map(|(byte, source)| (byte, source.into())),
+            last: *last,
+            release: *release,
+        };
+        State::new(saved::KIND, 1, &fields)
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        let fields: saved::V1 = state.fields(saved::KIND, 1)?;
+        let few = fields.answers.len() <= ANSWERS_MAX;
+        BadState::unless(few, saved::KIND, "the controller has more answers than it keeps")?;
+        let keyboard = Keyboard::restored(fields.keyboard).map_err(|why| BadState::new(saved::KIND, why))?;
+        let mouse = Mouse::restored(fields.mouse).map_err(|why| BadState::new(saved::KIND, why))?;
+        let mut controller = self.lock();
+        controller.keyboard = keyboard;
+        controller.mouse = mouse;
+        controller.mode = fields.mode & mode::KEPT;
+        controller.a20 = fields.a20;
+        controller.last_was_command = fields.last_was_command;
+        controller.pending = fields.pending;
+        controller.answers = fields.answers.into_iter().map(|(byte, source)| (byte, source.into())).collect();
+        controller.output = fields.output.map(|(byte, source)| (byte, source.into()));
+        controller.last = fields.last;
+        controller.release = fields.release;
+        controller.sync_irq();
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::irq::tests::recorder;
+    use crate::engine::{
+        irq::tests::recorder,
+        saved::testing::{matches_golden, spoil},
+    };
 
     type Levels = Arc<Mutex<Vec<bool>>>;
 
@@ -505,5 +615,71 @@ mod tests {
         rig.controller.reset();
         assert!(rig.drain().is_empty());
         assert_eq!(rig.status(), status::UNLOCKED);
+    }
+
+    /// A byte in the output buffer, half a key behind it, a mouse with a wheel in the middle of a packet, and two commands that
+    /// wait for their arguments.
+    fn busy() -> Rig {
+        let rig = rig();
+        for byte in [0xf3, 200, 0xf3, 100, 0xf3, 80, 0xf4] {
+            rig.command(0xd4);
+            rig.put(byte);
+            rig.drain();
+        }
+        rig.controller.mouse(5, -3, 1, 1);
+        rig.get();
+        rig.controller.key(0xe04b, true);
+        rig.controller.key(0x1e, false);
+        rig.command(0xd3);
+        rig.put(0x77);
+        rig.get();
+        rig.put(0xed);
+        rig.command(0xdd);
+        rig.command(0x60);
+        rig
+    }
+
+    #[test]
+    fn a_restored_controller_gives_the_bytes_that_waited_and_takes_the_arguments() {
+        let first = busy();
+        let state = matches_golden(&first.controller.save());
+        let mut second = rig();
+        second.controller.restore(&state).unwrap();
+        assert_eq!(second.mouse_irq.lock().unwrap().last(), first.mouse_irq.lock().unwrap().last());
+        for rig in [&first, &second] {
+            assert_eq!(rig.status() & status::COMMAND, status::COMMAND);
+            rig.put(0x43);
+        }
+        let bytes = first.drain();
+        assert!(bytes.len() >= 7, "{bytes:x?}");
+        assert_eq!(second.drain(), bytes);
+        for rig in [&first, &second] {
+            rig.put(0x05);
+            assert_eq!(rig.drain(), [0xfa]);
+            assert_eq!(rig.controller.leds(), 5, "the argument of a command of before");
+            rig.command(0x20);
+            assert_eq!(rig.get(), 0x43);
+            rig.command(0xd0);
+            assert_eq!(rig.get() & output::A20, 0);
+            rig.controller.mouse(1, 0, 0, 0);
+            assert_eq!(rig.drain(), [0x08, 1, 0, 0], "the wheel's packet");
+        }
+    }
+
+    #[test]
+    fn no_saved_state_makes_it_panic() {
+        spoil(&busy().controller.save(), |bad| {
+            let mut rig = rig();
+            let _ = rig.controller.restore(bad);
+            rig.controller.mouse(i32::MAX, i32::MIN, 1, 3);
+            rig.controller.key(0x1e, true);
+            rig.put(0x01);
+            rig.command(0xd4);
+            rig.put(0xe9);
+            rig.command(0x20);
+            assert!(rig.drain().len() < 4096);
+            rig.put(0xff);
+            rig.drain();
+        });
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use super::{
     bus::{Access, BusDevice, BusFault, Effect, SharedDevice, Width},
     irq::IrqLine,
+    saved::{BadState, SaveState, State},
     timer::{Alarm, AlarmBell, Clock},
 };
 
@@ -58,6 +59,8 @@ struct Registers {
     gpe_enable: u16,
     /// Half turns of the timer that `status` already knows of.
     half_turns_seen: u64,
+    /// What the timer showed more than `clock` says when the machine was restored; modulo 2^64, as all ticks are.
+    ticks_ahead: u64,
     clock: Clock,
     sci: IrqLine,
     bell: AlarmBell,
@@ -74,6 +77,7 @@ impl PmBlock {
             gpe_status: 0,
             gpe_enable: 0,
             half_turns_seen: 0,
+            ticks_ahead: 0,
             clock,
             sci,
             bell: bell.clone(),
@@ -125,7 +129,7 @@ impl Registers {
     /// Ticks of the timer since its start, not cut to 24 bits.
     fn ticks(&self) -> u64 {
         let ticks = u128::from(self.clock.now_ns()) * u128::from(PM_TIMER_HZ) / 1_000_000_000;
-        u64::try_from(ticks).unwrap_or(u64::MAX)
+        u64::try_from(ticks).unwrap_or(u64::MAX).wrapping_add(self.ticks_ahead)
     }
 
     /// Sets TMR_STS when the highest bit of the timer has changed since the last look.
@@ -256,6 +260,73 @@ impl BusDevice for GpePorts {
     }
 }
 
+mod saved {
+    use serde::{Deserialize, Serialize};
+
+    pub(super) const KIND: &str = "pm";
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct V1 {
+        pub(super) status: u16,
+        pub(super) enable: u16,
+        pub(super) control: u16,
+        pub(super) gpe_status: u16,
+        pub(super) gpe_enable: u16,
+        /// Its 24 bits.
+        pub(super) timer: u32,
+    }
+}
+
+impl SaveState for PmBlock {
+    fn save(&self) -> State {
+        let mut registers = lock(&self.registers);
+        // A half turn that nobody has noticed yet becomes its status bit, so that the timer's value is all there is to keep.
+        registers.look_at_timer();
+        let timer = (registers.ticks() & TIMER_MASK) as u32;
+        let Registers {
+            status,
+            enable,
+            control,
+            gpe_status,
+            gpe_enable,
+            half_turns_seen: _,
+            ticks_ahead: _,
+            clock: _,
+            sci: _,
+            bell: _,
+        } = &*registers;
+        let fields = saved::V1 {
+            status: *status,
+            enable: *enable,
+            control: *control,
+            gpe_status: *gpe_status,
+            gpe_enable: *gpe_enable,
+            timer,
+        };
+        State::new(saved::KIND, 1, &fields)
+    }
+
+    /// The timer goes on from the value it had: the guest slept without knowing.
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        let fields: saved::V1 = state.fields(saved::KIND, 1)?;
+        let good = |good: bool, what: &str| BadState::unless(good, saved::KIND, what);
+        good(u64::from(fields.timer) <= TIMER_MASK, "the timer has more than 24 bits")?;
+        good(fields.status & !EVENTS == 0, "an event that is none")?;
+        let mut registers = lock(&self.registers);
+        registers.status = fields.status;
+        registers.enable = fields.enable & EVENTS;
+        registers.control = fields.control & CNT_KEPT | SCI_EN;
+        registers.gpe_status = fields.gpe_status;
+        registers.gpe_enable = fields.gpe_enable;
+        registers.ticks_ahead = 0;
+        registers.ticks_ahead = u64::from(fields.timer).wrapping_sub(registers.ticks());
+        registers.half_turns_seen = registers.ticks() / TIMER_HALF;
+        registers.sync_sci();
+        registers.bell.ring();
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{
@@ -264,7 +335,11 @@ mod tests {
     };
 
     use super::*;
-    use crate::engine::{irq::tests::recorder, timer::tests::hand_clock};
+    use crate::engine::{
+        irq::tests::recorder,
+        saved::testing::{matches_golden, spoil},
+        timer::tests::hand_clock,
+    };
 
     struct Rig {
         pm: PmBlock,
@@ -381,5 +456,50 @@ mod tests {
         assert!(!rig.sci());
         assert_eq!(rig.read(0, Width::B4), 0);
         assert_eq!(rig.read(4, Width::B2), 1);
+    }
+
+    #[test]
+    fn a_restored_timer_goes_on_from_its_value_and_events_are_kept() {
+        let rig = rig();
+        rig.hand.store(2_000_000_000, Ordering::SeqCst);
+        rig.write(2, Width::B2, 0x101);
+        rig.write(4, Width::B2, 0x0403);
+        rig.gpe.lock().unwrap().write(Access::new(2, Width::B2), 0x0008).unwrap();
+        rig.pm.press_power_button();
+        let state = matches_golden(&rig.pm.save());
+        let before = rig.read(8, Width::B4);
+        // Another process: its clock is at another place, behind or ahead.
+        for elsewhere in [0, 77_000_000_000, u64::MAX / 4] {
+            let mut other = super::tests::rig();
+            other.hand.store(elsewhere, Ordering::SeqCst);
+            other.pm.restore(&state).unwrap();
+            assert!(other.sci(), "the button was pressed");
+            assert_eq!(other.read(8, Width::B4), before);
+            assert_eq!(other.read(0, Width::B4), 0x0101_0100, "no half turn came meanwhile");
+            assert_eq!(other.read(4, Width::B2), 0x0403);
+            assert_eq!(other.gpe.lock().unwrap().read(Access::new(0, Width::B4)).unwrap(), 0x0008_0000);
+            other.write(0, Width::B2, 0x100);
+            assert!(!other.sci());
+            other.hand.fetch_add(100_000_000, Ordering::SeqCst);
+            assert!(other.read(8, Width::B4).abs_diff(before + PM_TIMER_HZ / 10) <= 1);
+            other.hand.fetch_add(400_000_000, Ordering::SeqCst);
+            assert_eq!(other.read(0, Width::B2), 1, "half a turn after 2.34 seconds, counted from the start");
+            assert_eq!(other.pm.save().fields::<saved::V1>("pm", 1).unwrap().status, 1);
+        }
+    }
+
+    #[test]
+    fn no_saved_state_makes_it_panic() {
+        let rig = rig();
+        rig.write(2, Width::B2, 0x101);
+        spoil(&rig.pm.save(), |bad| {
+            let mut other = super::tests::rig();
+            let _ = other.pm.restore(bad);
+            other.hand.store(10_000_000_000, Ordering::SeqCst);
+            assert_eq!(other.read(4, Width::B2) & 0x2001, 1);
+            other.read(8, Width::B4);
+            other.write(0, Width::B4, u64::MAX);
+            other.pm.registers.lock().unwrap().overflow();
+        });
     }
 }

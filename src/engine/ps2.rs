@@ -391,6 +391,150 @@ impl Mouse {
     }
 }
 
+pub(super) mod saved {
+    use serde::{Deserialize, Serialize};
+
+    use crate::engine::saved::hex;
+
+    #[derive(Serialize, Deserialize)]
+    pub(in crate::engine) struct KeyboardV1 {
+        #[serde(with = "hex")]
+        pub(super) replies: Vec<u8>,
+        #[serde(with = "hex")]
+        pub(super) codes: Vec<u8>,
+        pub(super) last: u8,
+        pub(super) scanning: bool,
+        pub(super) set_1: bool,
+        pub(super) leds: u8,
+        pub(super) alt: bool,
+        pub(super) pending: Option<u8>,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    pub(in crate::engine) struct MouseV1 {
+        #[serde(with = "hex")]
+        pub(super) replies: Vec<u8>,
+        #[serde(with = "hex")]
+        pub(super) packets: Vec<u8>,
+        pub(super) last: u8,
+        pub(super) id: u8,
+        pub(super) reporting: bool,
+        pub(super) remote: bool,
+        pub(super) wrap: bool,
+        pub(super) scaling: bool,
+        pub(super) resolution: u8,
+        pub(super) rate: u8,
+        pub(super) knock: [u8; 3],
+        pub(super) pending: Option<u8>,
+        pub(super) buttons: u8,
+        pub(super) moved: [i32; 3],
+    }
+}
+
+/// The longest answer: an acknowledge and a packet of four bytes.
+const REPLY_BYTES_MAX: usize = 5;
+
+impl Keyboard {
+    pub(super) fn save(&self) -> saved::KeyboardV1 {
+        // How many were dropped is a count for people, of this run.
+        let Keyboard { replies, codes, last, scanning, set_1, leds, alt, pending, dropped: _ } = self;
+        saved::KeyboardV1 {
+            replies: replies.iter().copied().collect(),
+            codes: codes.iter().copied().collect(),
+            last: *last,
+            scanning: *scanning,
+            set_1: *set_1,
+            leds: *leds,
+            alt: *alt,
+            pending: *pending,
+        }
+    }
+
+    /// The keyboard that was saved, or what about it cannot be.
+    pub(super) fn restored(fields: saved::KeyboardV1) -> Result<Keyboard, &'static str> {
+        let saved::KeyboardV1 { replies, codes, last, scanning, set_1, leds, alt, pending } = fields;
+        if replies.len() > REPLY_BYTES_MAX || codes.len() > 2 * KEY_BYTES_MAX {
+            return Err("the keyboard has more to send than it keeps");
+        }
+        Ok(Keyboard {
+            replies: replies.into(),
+            codes: codes.into(),
+            last,
+            scanning,
+            set_1,
+            leds: leds & 7,
+            alt,
+            pending,
+            dropped: 0,
+        })
+    }
+}
+
+impl Mouse {
+    pub(super) fn save(&self) -> saved::MouseV1 {
+        let Mouse {
+            replies,
+            packets,
+            last,
+            id,
+            reporting,
+            remote,
+            wrap,
+            scaling,
+            resolution,
+            rate,
+            knock,
+            pending,
+            buttons,
+            moved,
+            dropped: _,
+        } = self;
+        saved::MouseV1 {
+            replies: replies.iter().copied().collect(),
+            packets: packets.iter().copied().collect(),
+            last: *last,
+            id: *id,
+            reporting: *reporting,
+            remote: *remote,
+            wrap: *wrap,
+            scaling: *scaling,
+            resolution: *resolution,
+            rate: *rate,
+            knock: *knock,
+            pending: *pending,
+            buttons: *buttons,
+            moved: *moved,
+        }
+    }
+
+    /// The mouse that was saved, or what about it cannot be.
+    pub(super) fn restored(fields: saved::MouseV1) -> Result<Mouse, &'static str> {
+        if fields.replies.len() > REPLY_BYTES_MAX || fields.packets.len() > CLICK_BYTES_MAX + 4 {
+            return Err("the mouse has more to send than it keeps");
+        }
+        if !matches!(fields.id, 0 | 3 | 4) {
+            return Err("there is no such mouse");
+        }
+        Ok(Mouse {
+            replies: fields.replies.into(),
+            packets: fields.packets.into(),
+            last: fields.last,
+            id: fields.id,
+            reporting: fields.reporting,
+            remote: fields.remote,
+            wrap: fields.wrap,
+            scaling: fields.scaling,
+            resolution: fields.resolution & 3,
+            rate: fields.rate,
+            knock: fields.knock,
+            pending: fields.pending,
+            buttons: fields.buttons,
+            moved: fields.moved.map(|sum| sum.clamp(-MOVED_MAX, MOVED_MAX)),
+            dropped: 0,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

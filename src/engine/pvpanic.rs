@@ -1,6 +1,9 @@
 //! Panic port, 0x505: the guest's kernel says that it has crashed (QEMU, docs/specs/pvpanic).
 
-use super::bus::{Access, BusDevice, BusFault, Effect};
+use super::{
+    bus::{Access, BusDevice, BusFault, Effect},
+    saved::{BadState, SaveState, State},
+};
 
 /// The kernel has panicked and does nothing more.
 const PANICKED: u64 = 1 << 0;
@@ -51,12 +54,36 @@ impl BusDevice for PanicPort {
     }
 }
 
+mod saved {
+    use serde::{Deserialize, Serialize};
+
+    pub(super) const KIND: &str = "pvpanic";
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct V1 {
+        pub(super) said: bool,
+    }
+}
+
+impl SaveState for PanicPort {
+    fn save(&self) -> State {
+        let PanicPort { sink: _, said } = self;
+        State::new(saved::KIND, 1, &saved::V1 { said: *said })
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        let saved::V1 { said } = state.fields(saved::KIND, 1)?;
+        self.said = said;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::engine::bus::Width;
+    use crate::engine::{bus::Width, saved::testing};
 
     #[test]
     fn a_panic_is_told_once_until_the_guest_is_reset() {
@@ -72,5 +99,27 @@ mod tests {
         port.reset();
         port.write(Access::new(0, Width::B4), u64::MAX).unwrap();
         assert_eq!(*told.lock().unwrap(), [Panic::Halted, Panic::DumpFollows]);
+    }
+
+    #[test]
+    fn a_panic_that_was_told_is_not_told_again_after_a_restore() {
+        let make = || {
+            let told = Arc::new(Mutex::new(Vec::new()));
+            let sink = Arc::clone(&told);
+            (PanicPort::new(move |panic| sink.lock().unwrap().push(panic)), told)
+        };
+        let at = Access::new(0, Width::B1);
+        let (mut first, _) = make();
+        first.write(at, PANICKED).unwrap();
+        let state = testing::matches_golden(&first.save());
+        let (mut second, told) = make();
+        second.restore(&state).unwrap();
+        second.write(at, PANICKED).unwrap();
+        assert!(told.lock().unwrap().is_empty());
+        testing::spoil(&state, |bad| {
+            let (mut port, _) = make();
+            let _ = port.restore(bad);
+            port.write(at, u64::MAX).unwrap();
+        });
     }
 }

@@ -1,6 +1,9 @@
 //! The two reset ports: System Control Port A (0x92) and the PIIX3 Reset Control Register (0xCF9).
 
-use super::bus::{Access, BusDevice, BusFault, Effect, Width};
+use super::{
+    bus::{Access, BusDevice, BusFault, Effect, Width},
+    saved::{BadState, SaveState, State},
+};
 
 /// System Control Port A, port 0x92: bit 0 resets, bit 1 is the A20 gate.
 ///
@@ -72,9 +75,49 @@ impl BusDevice for ResetControl {
     }
 }
 
+mod saved {
+    use serde::{Deserialize, Serialize};
+
+    pub(super) const SYSTEM_CONTROL: &str = "system-control";
+    pub(super) const RESET_CONTROL: &str = "reset-control";
+
+    /// Of both.
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct V1 {
+        pub(super) latch: u8,
+    }
+}
+
+impl SaveState for SystemControl {
+    fn save(&self) -> State {
+        let SystemControl { latch } = self;
+        State::new(saved::SYSTEM_CONTROL, 1, &saved::V1 { latch: *latch })
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        let saved::V1 { latch } = state.fields(saved::SYSTEM_CONTROL, 1)?;
+        self.latch = latch & !FAST_RESET;
+        Ok(())
+    }
+}
+
+impl SaveState for ResetControl {
+    fn save(&self) -> State {
+        let ResetControl { latch } = self;
+        State::new(saved::RESET_CONTROL, 1, &saved::V1 { latch: *latch })
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        let saved::V1 { latch } = state.fields(saved::RESET_CONTROL, 1)?;
+        self.latch = latch & RESET_HARD;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::saved::testing;
 
     const BYTE: Access = Access { offset: 0, width: Width::B1 };
 
@@ -97,5 +140,24 @@ mod tests {
         assert_eq!(port.read(BYTE), Ok(2));
         assert_eq!(port.write(BYTE, 0x06), Ok(Effect::Reset));
         assert_eq!(port.write(BYTE, 0x0e), Ok(Effect::Reset));
+    }
+
+    #[test]
+    fn latches_are_read_back_after_a_restore_and_nothing_resets() {
+        let (mut port, mut control) = (SystemControl::new(), ResetControl::new());
+        port.write(BYTE, 0x40).unwrap();
+        control.write(BYTE, 2).unwrap();
+        let states = [port.save(), control.save()].map(|state| testing::matches_golden(&state));
+        let (mut port, mut control) = (SystemControl::new(), ResetControl::new());
+        port.restore(&states[0]).unwrap();
+        control.restore(&states[1]).unwrap();
+        assert_eq!((port.read(BYTE), control.read(BYTE)), (Ok(0x40), Ok(2)));
+        for state in &states {
+            testing::spoil(state, |bad| {
+                let (mut port, mut control) = (SystemControl::new(), ResetControl::new());
+                let _ = (port.restore(bad), control.restore(bad));
+                assert_eq!((port.latch & FAST_RESET, control.latch & RESET_CPU), (0, 0));
+            });
+        }
     }
 }

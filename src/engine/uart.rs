@@ -6,6 +6,7 @@ use std::{collections::VecDeque, sync::Arc};
 use super::{
     bus::{Access, BusDevice, BusFault, Effect},
     irq::IrqLine,
+    saved::{BadState, SaveState, State},
 };
 
 /// The receive FIFO of the chip.
@@ -237,12 +238,97 @@ impl BusDevice for Uart {
     }
 }
 
+mod saved {
+    use serde::{Deserialize, Serialize};
+
+    use crate::engine::saved::hex;
+
+    pub(super) const KIND: &str = "uart";
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct V1 {
+        #[serde(with = "hex")]
+        pub(super) waiting: Vec<u8>,
+        #[serde(with = "hex")]
+        pub(super) fifo: Vec<u8>,
+        pub(super) ier: u8,
+        pub(super) lcr: u8,
+        pub(super) mcr: u8,
+        pub(super) scratch: u8,
+        pub(super) divisor: u16,
+        pub(super) fifo_enabled: bool,
+        pub(super) trigger: u8,
+        pub(super) overrun: bool,
+        pub(super) modem_delta: u8,
+        pub(super) tx_interrupt: bool,
+    }
+}
+
+impl SaveState for Uart {
+    fn save(&self) -> State {
+        let Uart {
+            irq: _,
+            sink: _,
+            waiting,
+            dropped: _, // a count for people, of this run
+            fifo,
+            ier,
+            lcr,
+            mcr,
+            scratch,
+            divisor,
+            fifo_enabled,
+            trigger,
+            overrun,
+            modem_delta,
+            tx_interrupt,
+        } = self;
+        let fields = saved::V1 {
+            waiting: waiting.iter().copied().collect(),
+            fifo: fifo.iter().copied().collect(),
+            ier: *ier,
+            lcr: *lcr,
+            mcr: *mcr,
+            scratch: *scratch,
+            divisor: *divisor,
+            fifo_enabled: *fifo_enabled,
+            trigger: *trigger as u8, // 1, 4, 8 or 14
+            overrun: *overrun,
+            modem_delta: *modem_delta,
+            tx_interrupt: *tx_interrupt,
+        };
+        State::new(saved::KIND, 1, &fields)
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        let fields: saved::V1 = state.fields(saved::KIND, 1)?;
+        let good = |good: bool, what: &str| BadState::unless(good, saved::KIND, what);
+        good(fields.waiting.len() <= INPUT_BYTES_MAX, "more was typed than is kept")?;
+        good(fields.fifo.len() <= RX_FIFO_BYTES, "the receive FIFO has more than it holds")?;
+        good(matches!(fields.trigger, 1 | 4 | 8 | 14), "the FIFO has no such trigger level")?;
+        self.waiting = fields.waiting.into();
+        self.fifo = fields.fifo.into();
+        self.ier = fields.ier & 15;
+        self.lcr = fields.lcr;
+        self.mcr = fields.mcr & 0x1f;
+        self.scratch = fields.scratch;
+        self.divisor = fields.divisor;
+        self.fifo_enabled = fields.fifo_enabled;
+        self.trigger = usize::from(fields.trigger);
+        self.overrun = fields.overrun;
+        self.modem_delta = fields.modem_delta & 15;
+        self.tx_interrupt = fields.tx_interrupt;
+        self.sync_irq();
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::engine::{bus::Width, irq::tests::recorder};
+    use crate::engine::{bus::Width, irq::tests::recorder, saved};
 
     #[derive(Default)]
     struct Printed(Mutex<Vec<u8>>);
@@ -330,5 +416,57 @@ mod tests {
         assert_eq!(uart.read(Access::new(8, Width::B1)), Err(BusFault::NoRegister));
         uart.reset();
         assert_eq!(inb(&mut uart, 7), 0);
+    }
+
+    /// In loopback for a moment, with an overrun; then with input that waits behind a full FIFO.
+    fn busy() -> Uart {
+        let (mut uart, ..) = port();
+        out(&mut uart, 4, MCR_LOOP | MCR_OUT2);
+        out(&mut uart, 0, b'L');
+        out(&mut uart, 0, b'M');
+        out(&mut uart, 4, MCR_OUT2 | 3);
+        out(&mut uart, 3, LCR_DLAB | 3);
+        out(&mut uart, 0, 6);
+        out(&mut uart, 7, 0x5a);
+        out(&mut uart, 2, 0x81);
+        out(&mut uart, 3, 3);
+        out(&mut uart, 1, IER_RX | IER_TX | IER_LINE);
+        uart.type_bytes(b"0123456789abcdefghij");
+        uart
+    }
+
+    #[test]
+    fn a_restored_port_goes_on_with_what_was_typed_and_its_interrupts() {
+        let state = saved::testing::matches_golden(&busy().save());
+        let (mut uart, printed, levels) = port();
+        uart.restore(&state).unwrap();
+        assert!(high(&levels));
+        assert_eq!(inb(&mut uart, 2), IIR_LINE | IIR_FIFOS);
+        assert_eq!(inb(&mut uart, 5), LSR_TX_EMPTY | LSR_RX | LSR_OVERRUN);
+        let mut text = Vec::new();
+        while inb(&mut uart, 5) & LSR_RX != 0 {
+            text.push(inb(&mut uart, 0));
+        }
+        assert_eq!(text, b"L0123456789abcdefghij");
+        assert_eq!(inb(&mut uart, 2), IIR_TX | IIR_FIFOS);
+        assert!(!high(&levels));
+        assert_eq!(inb(&mut uart, 7), 0x5a);
+        out(&mut uart, 3, LCR_DLAB | 3);
+        assert_eq!(inb(&mut uart, 0), 6);
+        assert!(printed.0.lock().unwrap().is_empty(), "nothing is printed twice");
+    }
+
+    #[test]
+    fn no_saved_state_makes_it_panic() {
+        saved::testing::spoil(&busy().save(), |bad| {
+            let (mut uart, ..) = port();
+            let _ = uart.restore(bad);
+            uart.type_bytes(&[7; 100]);
+            for register in 0..8 {
+                inb(&mut uart, register);
+                out(&mut uart, register, 0xff);
+                inb(&mut uart, register);
+            }
+        });
     }
 }

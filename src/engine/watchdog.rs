@@ -9,6 +9,7 @@ use std::{
 use super::{
     bus::{Access, BusFault, Effect, Width},
     pci::{BarKind, BarSpec, CONFIG_BYTES, ConfigByte, PciFunction, PciIdentity},
+    saved::{self as states, BadState, SaveState},
     timer::{Alarm, AlarmBell, Clock},
 };
 
@@ -245,6 +246,74 @@ impl PciFunction for Watchdog {
     }
 }
 
+mod saved {
+    use serde::{Deserialize, Serialize};
+
+    pub(super) const KIND: &str = "watchdog";
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct V1 {
+        pub(super) preload: [u32; 2],
+        pub(super) config: u8,
+        pub(super) lock: u8,
+        pub(super) unlocked: u8,
+        /// `None` while it stands.
+        pub(super) counter: Option<Counter>,
+        pub(super) timed_out: bool,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct Counter {
+        pub(super) stage: u8,
+        pub(super) left_ns: u64,
+    }
+}
+
+impl SaveState for Watchdog {
+    fn save(&self) -> states::State {
+        let state = lock(&self.state);
+        let State { clock, bell: _, preload, config, lock, unlocked, counter, timed_out } = &*state;
+        let counter = match *counter {
+            Counter::Stopped => None,
+            Counter::Running(stage, end) => Some((stage, end.saturating_sub(clock.now_ns()))),
+            Counter::Held(stage, left) => Some((stage, left)),
+        };
+        let fields = saved::V1 {
+            preload: *preload,
+            config: *config,
+            lock: *lock,
+            unlocked: *unlocked as u8,
+            counter: counter.map(|(stage, left_ns)| saved::Counter { stage: stage as u8, left_ns }),
+            timed_out: *timed_out,
+        };
+        states::State::new(saved::KIND, 1, &fields)
+    }
+
+    /// The counter stands until `WatchdogHold::release`: no time passes for a guest that sleeps.
+    fn restore(&mut self, state: &states::State) -> Result<(), BadState> {
+        let fields: saved::V1 = state.fields(saved::KIND, 1)?;
+        let good = |good: bool, what: &str| BadState::unless(good, saved::KIND, what);
+        good(fields.preload.iter().all(|ticks| *ticks <= PRELOAD_MASK), "a stage is longer than its counter")?;
+        good(usize::from(fields.unlocked) <= UNLOCK.len(), "its key is longer than a key")?;
+        let counter = match fields.counter {
+            None => Counter::Stopped,
+            Some(saved::Counter { stage, left_ns }) => {
+                good(stage <= 1, "it has two stages")?;
+                good(left_ns <= u64::from(PRELOAD_MASK) * TICK_NS, "more is left than a stage has")?;
+                Counter::Held(usize::from(stage), left_ns)
+            }
+        };
+        let mut state = lock(&self.state);
+        state.preload = fields.preload;
+        state.config = fields.config & CONFIG_KEPT;
+        state.lock = fields.lock & LOCK_KEPT;
+        state.unlocked = usize::from(fields.unlocked);
+        state.counter = counter;
+        state.timed_out = fields.timed_out;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::{
@@ -254,7 +323,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::engine::timer::tests::hand_clock;
+    use crate::engine::{
+        saved::testing::{matches_golden, spoil},
+        timer::tests::hand_clock,
+    };
 
     struct Rig {
         dog: Watchdog,
@@ -392,5 +464,59 @@ mod tests {
             }
         }
         drop(rig.bites);
+    }
+
+    /// In the middle of its second stage, with the key half spelled, held as a paused machine holds it.
+    fn busy() -> Rig {
+        let mut rig = rig();
+        rig.start();
+        rig.pass(1000);
+        rig.pass(400);
+        rig.put(register::RELOAD, UNLOCK[0]);
+        rig.dog.hold().hold();
+        rig
+    }
+
+    #[test]
+    fn a_restored_watchdog_has_the_time_left_that_it_had() {
+        let first = busy();
+        let state = matches_golden(&first.dog.save());
+        let mut rig = rig();
+        rig.hand.store(1 << 60, Ordering::SeqCst);
+        rig.dog.restore(&state).unwrap();
+        rig.config = first.config;
+        rig.configure(LOCK, LOCK_ENABLED);
+        assert_eq!(rig.pass(100_000), (false, None), "nothing passes before the guest goes on");
+        rig.dog.hold().release();
+        assert_eq!(rig.pass(599), (false, Some(TICK_NS)));
+        let states = [rig.dog.save(), state];
+        assert_eq!(rig.pass(1), (true, None));
+        assert_eq!(rig.bites.load(Ordering::SeqCst), 0, "the thread had nothing to do: `look` was called here");
+
+        for (state, ticks) in states.iter().zip([1, 600]) {
+            let mut fed = super::tests::rig();
+            fed.dog.restore(state).unwrap();
+            fed.dog.hold().release();
+            assert!(!fed.pass(ticks - 1).0);
+            fed.put(register::RELOAD, UNLOCK[1]);
+            fed.put(register::RELOAD, RELOAD_NOW);
+            assert!(!fed.pass(1999).0, "the key's second half was enough");
+            assert!(fed.pass(1).0 || fed.pass(0).0);
+        }
+    }
+
+    #[test]
+    fn no_saved_state_makes_it_panic() {
+        spoil(&busy().dog.save(), |bad| {
+            let mut rig = rig();
+            let _ = rig.dog.restore(bad);
+            rig.dog.hold().release();
+            rig.configure(LOCK, LOCK_ENABLED);
+            for _ in 0..3 {
+                rig.pass(u64::from(PRELOAD_MASK));
+            }
+            rig.unlocked(register::RELOAD, RELOAD_NOW | RELOAD_TIMED_OUT);
+            rig.dog.reset();
+        });
     }
 }

@@ -1,5 +1,7 @@
 //! The Bochs display interface: linear modes, banks and virtual screens (Bochs `vbe_dispi` interface, QEMU `standard-vga`).
 
+use super::saved::DispiV1;
+
 /// The registers behind ports 0x1ce and 0x1cf, and behind BAR2 at 0x500.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Dispi {
@@ -39,13 +41,14 @@ pub(super) enum PixelLayout {
 /// The largest mode: it fills 16 MiB and bounds what a viewer costs.
 pub(super) const WIDTH_MAX: u16 = 2560;
 pub(super) const HEIGHT_MAX: u16 = 1600;
+pub(super) const VIRTUAL_WIDTH_MAX: u16 = 4 * WIDTH_MAX;
 
 const ENABLED: u16 = 0x01;
 const GET_CAPABILITIES: u16 = 0x02;
 const DAC_8_BIT: u16 = 0x20;
 const NO_CLEAR: u16 = 0x80;
-const ID_FIRST: u16 = 0xb0c0;
-const ID_LAST: u16 = 0xb0c5;
+pub(super) const ID_FIRST: u16 = 0xb0c0;
+pub(super) const ID_LAST: u16 = 0xb0c5;
 
 impl Default for Dispi {
     fn default() -> Dispi {
@@ -99,7 +102,7 @@ impl Dispi {
             4 => return self.write_enable(value),
             5 => self.bank = value,
             // The height of the virtual screen follows from its width and is read-only.
-            6 => self.virtual_width = value.clamp(self.width, 4 * WIDTH_MAX),
+            6 => self.virtual_width = value.clamp(self.width, VIRTUAL_WIDTH_MAX),
             8 => self.x_offset = value,
             9 => self.y_offset = value,
             _ => {}
@@ -117,6 +120,17 @@ impl Dispi {
         self.virtual_width = self.width;
         (self.x_offset, self.y_offset) = (0, 0);
         if value & NO_CLEAR != 0 { 0 } else { self.stride_bytes() * usize::from(self.height) }
+    }
+
+    pub(super) fn save(&self) -> DispiV1 {
+        let Dispi { id, width, height, bits_per_pixel, enable, bank, virtual_width, x_offset, y_offset } = *self;
+        DispiV1 { id, width, height, bits_per_pixel, enable, bank, virtual_width, x_offset, y_offset }
+    }
+
+    /// Takes registers on that were checked.
+    pub(super) fn from_saved(fields: &DispiV1) -> Dispi {
+        let DispiV1 { id, width, height, bits_per_pixel, enable, bank, virtual_width, x_offset, y_offset } = *fields;
+        Dispi { id, width, height, bits_per_pixel, enable, bank, virtual_width, x_offset, y_offset }
     }
 
     pub(super) fn dac_is_8_bit(&self) -> bool {

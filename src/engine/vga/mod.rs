@@ -10,6 +10,7 @@ mod edid;
 mod font;
 mod registers;
 mod render;
+mod saved;
 mod text;
 mod text_mode;
 mod window;

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::dispi::Dispi;
+use super::{dispi::Dispi, saved::PortsV1};
 
 /// Everything that decides what the screen shows, apart from video memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +39,8 @@ impl Default for Registers {
 }
 
 /// The bits that exist in each register.
-const SEQUENCER_BITS: [u8; 5] = [0x03, 0x3d, 0x0f, 0x3f, 0x0e];
-const GRAPHICS_BITS: [u8; 9] = [0x0f, 0x0f, 0x0f, 0x1f, 0x03, 0x7b, 0x0f, 0x0f, 0xff];
+pub(super) const SEQUENCER_BITS: [u8; 5] = [0x03, 0x3d, 0x0f, 0x3f, 0x0e];
+pub(super) const GRAPHICS_BITS: [u8; 9] = [0x0f, 0x0f, 0x0f, 0x1f, 0x03, 0x7b, 0x0f, 0x0f, 0xff];
 
 /// Index registers, flip-flops and what else a port access moves.
 #[derive(Debug, Default)]
@@ -74,6 +74,9 @@ const FRAME_US: u64 = 14_268;
 const BLANK_US: u64 = 49 * FRAME_US / 449;
 const RETRACE_US: u64 = 2 * FRAME_US / 449;
 
+/// Red, green, blue.
+pub(super) const DAC_COMPONENTS: u8 = 3;
+
 const DISPLAY_DISABLED: u8 = 0x01;
 const VERTICAL_RETRACE: u8 = 0x08;
 
@@ -101,6 +104,54 @@ impl Beam {
 }
 
 impl Ports {
+    pub(super) fn save(&self) -> PortsV1 {
+        let Ports {
+            sequencer_index,
+            crtc_index,
+            graphics_index,
+            attribute_index,
+            attribute_data_next,
+            dac_read_at,
+            dac_write_at,
+            dac_component,
+            dac_last_was_read,
+            feature,
+            enabled,
+            beam: _, // a new picture begins when the guest goes on
+        } = *self;
+        PortsV1 {
+            sequencer_index,
+            crtc_index,
+            graphics_index,
+            attribute_index,
+            attribute_data_next,
+            dac_read_at,
+            dac_write_at,
+            dac_component,
+            dac_last_was_read,
+            feature,
+            enabled,
+        }
+    }
+
+    /// Takes registers on that were checked.
+    pub(super) fn from_saved(fields: &PortsV1) -> Ports {
+        Ports {
+            sequencer_index: fields.sequencer_index & 7,
+            crtc_index: fields.crtc_index,
+            graphics_index: fields.graphics_index & 0xf,
+            attribute_index: fields.attribute_index & 0x1f,
+            attribute_data_next: fields.attribute_data_next,
+            dac_read_at: fields.dac_read_at,
+            dac_write_at: fields.dac_write_at,
+            dac_component: fields.dac_component,
+            dac_last_was_read: fields.dac_last_was_read,
+            feature: fields.feature & 0x10,
+            enabled: fields.enabled & 1,
+            beam: Beam::default(),
+        }
+    }
+
     /// Reads one byte of port `port` (0x3b4 to 0x3df). Nothing there reads as ones.
     pub(super) fn read(&mut self, registers: &Registers, port: u16) -> u8 {
         let get = |file: &[u8], index: u8| file.get(usize::from(index)).copied().unwrap_or(0);
@@ -203,7 +254,7 @@ impl Ports {
 
     fn read_dac(&mut self, registers: &Registers) -> u8 {
         let at = usize::from(self.dac_read_at) * 3 + usize::from(self.dac_component);
-        self.dac_component = (self.dac_component + 1) % 3;
+        self.dac_component = (self.dac_component + 1) % DAC_COMPONENTS;
         if self.dac_component == 0 {
             self.dac_read_at = self.dac_read_at.wrapping_add(1);
         }
@@ -212,7 +263,7 @@ impl Ports {
 
     fn write_dac(&mut self, registers: &mut Registers, value: u8) {
         let at = usize::from(self.dac_write_at) * 3 + usize::from(self.dac_component);
-        self.dac_component = (self.dac_component + 1) % 3;
+        self.dac_component = (self.dac_component + 1) % DAC_COMPONENTS;
         if self.dac_component == 0 {
             self.dac_write_at = self.dac_write_at.wrapping_add(1);
         }

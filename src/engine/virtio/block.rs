@@ -1,7 +1,7 @@
 //! virtio-blk (virtio 1.2, 5.2) on a block backend. One queue, one worker; requests are done in order, straight between the
 //! image and guest RAM.
 
-use std::{io, sync::Arc};
+use std::{io, mem, sync::Arc};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
@@ -12,12 +12,14 @@ use virtio_bindings::virtio_blk::{
 
 use super::{
     Features, Kind, Running, VirtioDevice, Worker,
-    queue::{self, Chain, Malformed},
+    parked::Parked,
+    queue::{self, Chain, Malformed, VirtQueue},
 };
 use crate::engine::{
     disk::{BlockBackend, BlockError, SECTOR_BYTES},
     fault::FaultReport,
     memory::{GuestRam, RamSpan},
+    saved::{BadState, SaveState, State},
     worker::{Served, Stop, Work},
 };
 
@@ -40,6 +42,8 @@ pub struct Block {
     worker: Worker,
     config: [u8; CONFIG_BYTES],
     offered: Features,
+    /// A request that met a host fault and is done again when the guest goes on.
+    parked: Parked,
 }
 
 impl Block {
@@ -65,8 +69,9 @@ impl Block {
         for (into, byte) in id.iter_mut().zip(serial.bytes()) {
             *into = byte;
         }
-        let requests = Requests { disk, id, faults, chain: Chain::default(), data: Vec::new(), waiting: false };
-        Ok(Block { worker: Worker::spawn("disk", requests)?, config, offered })
+        let parked = Parked::default();
+        let requests = Requests { disk, id, faults, chain: Chain::default(), data: Vec::new(), parked: parked.clone() };
+        Ok(Block { worker: Worker::spawn("disk", requests)?, config, offered, parked })
     }
 }
 
@@ -97,20 +102,22 @@ struct Requests {
     chain: Chain,
     /// The data of `chain` without header and status.
     data: Vec<RamSpan>,
-    /// `chain` met a host fault and is done again when the guest goes on.
-    waiting: bool,
+    /// Where `chain` waits after a host fault.
+    parked: Parked,
 }
 
 impl Work<Running> for Requests {
     fn serve(&mut self, running: &mut Running, stop: &Stop) -> Result<Served, Malformed> {
         let Running { ram, queues, interrupts, .. } = running;
         let queue = queues.first_mut().ok_or(Malformed)?;
+        let mut parked = self.parked.take(ram)?;
         loop {
             queue.disable_kicks(ram)?;
-            while self.waiting || queue.pop(ram, &mut self.chain)? {
-                self.waiting = true;
-                let Some(written) = self.request(ram)? else { return Ok(Served::HostFault) };
-                self.waiting = false;
+            while self.next(ram, &mut parked, queue)? {
+                let Some(written) = self.request(ram)? else {
+                    self.parked.put(mem::take(&mut self.chain));
+                    return Ok(Served::HostFault);
+                };
                 queue.push(ram, self.chain.head, written, interrupts)?;
                 if stop.asked() {
                     return Ok(Served::Stopped);
@@ -127,11 +134,22 @@ impl Work<Running> for Requests {
     }
 
     fn forget(&mut self) {
-        self.waiting = false;
+        self.parked.forget();
     }
 }
 
 impl Requests {
+    /// Takes the request that waited, or else the queue's next one, into `chain`; false when there is none.
+    fn next(&mut self, ram: &GuestRam, parked: &mut Option<Chain>, queue: &mut VirtQueue) -> Result<bool, Malformed> {
+        match parked.take() {
+            Some(chain) => {
+                self.chain = chain;
+                Ok(true)
+            }
+            None => queue.pop(ram, &mut self.chain),
+        }
+    }
+
     /// Does the request in `chain`. Returns the bytes written to the guest; `None` when the host is at fault.
     fn request(&mut self, ram: &GuestRam) -> Result<Option<u32>, Malformed> {
         let mut header = [0; HEADER_BYTES as usize];
@@ -236,6 +254,32 @@ fn whole_sectors(bytes: u64) -> Result<(), BlockError> {
     if bytes.is_multiple_of(SECTOR_BYTES) { Ok(()) } else { Err(BlockError::BadSpan) }
 }
 
+mod saved {
+    use serde::{Deserialize, Serialize};
+
+    use super::super::parked::ParkedV1;
+
+    pub(super) const KIND: &str = "virtio-block";
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct V1 {
+        pub(super) waiting: Option<ParkedV1>,
+    }
+}
+
+impl SaveState for Block {
+    fn save(&self) -> State {
+        // The disk is another when its size or its features are.
+        let Block { worker: _, config: _, offered: _, parked } = self;
+        State::new(saved::KIND, 1, &saved::V1 { waiting: parked.save() })
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        let saved::V1 { waiting } = state.fields(saved::KIND, 1)?;
+        self.parked.restore(waiting).map_err(|why| BadState::new(saved::KIND, why))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{
@@ -247,6 +291,7 @@ mod tests {
     use crate::engine::{
         bus::Width,
         disk::DiskShape,
+        saved::testing::{matches_golden, spoil},
         virtio::testing::{
             BUFFERS, DEADLINE, Driver, EVENT_IDX, INDIRECT, NEEDS_RESET, Region, Used, VERSION_1, eventually, readable,
             writable,
@@ -365,6 +410,7 @@ mod tests {
         driver: Driver,
         disk: Arc<Memory>,
         worker: Worker,
+        parked: Parked,
         reports: mpsc::Receiver<String>,
     }
 
@@ -374,8 +420,8 @@ mod tests {
         let tell = Mutex::new(tell);
         let faults: FaultReport = Arc::new(move |reason| drop(tell.lock().unwrap().send(reason)));
         let block = Block::new(Arc::clone(&disk) as _, "serial-of-a-disk-that-is-long", faults).unwrap();
-        let worker = block.worker().clone();
-        Rig { driver: Driver::plug(block), disk, worker, reports }
+        let (worker, parked) = (block.worker().clone(), block.parked.clone());
+        Rig { driver: Driver::plug(block), disk, worker, parked, reports }
     }
 
     fn rig() -> Rig {
@@ -661,5 +707,71 @@ mod tests {
         assert!(rig.driver.used(0).is_none(), "a driver that starts while the machine is paused waits too");
         rig.worker.release();
         rig.driver.wait_used(0);
+    }
+
+    /// Another handle on the device of a rig.
+    fn twin(rig: &Rig) -> Block {
+        Block { worker: rig.worker.clone(), config: [0; CONFIG_BYTES], offered: 0, parked: rig.parked.clone() }
+    }
+
+    /// A write that met a full host, and the machine paused.
+    fn busy() -> Rig {
+        let mut rig = rig();
+        rig.disk.set(|state| state.full = true);
+        rig.submit_write(0, 5, 0x77);
+        rig.reports.recv_timeout(DEADLINE).unwrap();
+        rig.worker.hold();
+        rig
+    }
+
+    #[test]
+    fn a_request_that_waits_for_the_host_is_done_once_after_a_restore() {
+        let mut first = busy();
+        let state = matches_golden(&twin(&first).save());
+        let mut second = rig_of(false);
+        second.worker.hold();
+        second.driver.start(VERSION_1);
+        let ram = first.driver.bytes(HEADER, 0x2_0000);
+        second.driver.fill(HEADER, &ram);
+        twin(&second).restore(&state).unwrap();
+        for rig in [&mut first, &mut second] {
+            rig.disk.set(|state| state.full = false);
+            rig.worker.release();
+            assert_eq!(rig.driver.wait_used(0), Used { head: 0, bytes: 1 });
+            assert_eq!((rig.status_of(0), rig.disk.byte(5 * 512)), (VIRTIO_BLK_S_OK, 0x77));
+            rig.worker.hold();
+            assert!(twin(rig).save().fields::<saved::V1>("virtio-block", 1).unwrap().waiting.is_none());
+            rig.worker.release();
+            assert_eq!(rig.request(VIRTIO_BLK_T_IN, 5, 512).0, VIRTIO_BLK_S_OK);
+            assert_eq!(rig.disk.done(), ["write 512 at 2560", "read 512 at 2560"]);
+        }
+    }
+
+    #[test]
+    fn a_restored_request_may_wait_again() {
+        let state = twin(&busy()).save();
+        let mut rig = busy();
+        rig.driver.start(VERSION_1);
+        twin(&rig).restore(&state).unwrap();
+        rig.worker.release();
+        rig.reports.recv_timeout(DEADLINE).unwrap();
+        rig.worker.hold();
+        assert_eq!(twin(&rig).save(), state);
+    }
+
+    #[test]
+    fn no_saved_request_makes_it_panic_or_leave_ram() {
+        let mut rig = rig();
+        let mut refused = 0;
+        spoil(&twin(&busy()).save(), |bad| {
+            rig.worker.hold();
+            rig.driver.start(VERSION_1);
+            refused += usize::from(twin(&rig).restore(bad).is_err());
+            rig.header(HEADER, VIRTIO_BLK_T_FLUSH, 0);
+            rig.driver.submit(0, &[readable(HEADER, 16), writable(STATUS, 1)]);
+            rig.worker.release();
+            eventually("an end", || rig.driver.used(0).is_some() || rig.driver.registers.status() & NEEDS_RESET != 0);
+        });
+        assert!(refused > 20, "{refused}");
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::VecDeque,
-    io,
+    io, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -16,6 +16,7 @@ use super::{
 use crate::engine::{
     event::Event,
     memory::GuestRam,
+    saved::{BadState, SaveState, State},
     worker::{Served, Stop, Work},
 };
 
@@ -91,19 +92,22 @@ impl PortOutput {
 
 pub struct Console {
     worker: Worker,
+    kept: Kept,
 }
 
 impl Console {
     pub fn new(peer: impl PortPeer + 'static, output: PortOutput) -> io::Result<Console> {
+        let kept = Kept::default();
         let ports = Ports {
             peer: Box::new(peer),
+            told_open: false,
             output,
-            controls: VecDeque::new(),
-            open: false,
+            state: PortState::default(),
+            kept: Arc::clone(&kept),
             chain: Chain::default(),
             piece: vec![0; PIECE_BYTES],
         };
-        Ok(Console { worker: Worker::spawn("agent", ports)? })
+        Ok(Console { worker: Worker::spawn("agent", ports)?, kept })
     }
 }
 
@@ -129,18 +133,48 @@ impl VirtioDevice for Console {
     }
 }
 
-struct Ports {
-    peer: Box<dyn PortPeer>,
-    output: PortOutput,
+/// What the driver has asked for.
+#[derive(Default)]
+struct PortState {
+    /// Control messages for the driver.
     controls: VecDeque<Vec<u8>>,
     /// The guest's end of the port is open.
     open: bool,
+}
+
+/// Where it is while nothing is served; the worker takes it out and puts it back.
+type Kept = Arc<Mutex<PortState>>;
+
+struct Ports {
+    peer: Box<dyn PortPeer>,
+    /// What the peer was told last.
+    told_open: bool,
+    output: PortOutput,
+    state: PortState,
+    kept: Kept,
     chain: Chain,
     piece: Vec<u8>,
 }
 
 impl Work<Running> for Ports {
     fn serve(&mut self, running: &mut Running, stop: &Stop) -> Result<Served, Malformed> {
+        self.state = mem::take(&mut *lock(&self.kept));
+        // A peer of another process begins anew with a port that was open.
+        self.tell();
+        let served = self.ports(running, stop);
+        *lock(&self.kept) = mem::take(&mut self.state);
+        served
+    }
+
+    fn forget(&mut self) {
+        *lock(&self.kept) = PortState::default();
+        self.tell();
+    }
+}
+
+impl Ports {
+    /// Serves the ports until the stop is asked.
+    fn ports(&mut self, running: &mut Running, stop: &Stop) -> Result<Served, Malformed> {
         let multiport = running.has(F_MULTIPORT);
         let Running { ram, queues, interrupts, .. } = running;
         let [_, console, control_in, control, port_in, port] = queues.as_mut_slice() else {
@@ -173,11 +207,10 @@ impl Work<Running> for Ports {
             }
         }
     }
+}
 
-    fn forget(&mut self) {
-        self.controls.clear();
-        self.set_open(false);
-    }
+fn lock(kept: &Kept) -> MutexGuard<'_, PortState> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// For a driver that has not set the ports up: nothing is ever done.
@@ -231,20 +264,26 @@ impl Ports {
     }
 
     fn answer(&mut self, event: u16, value: u16, more: &[u8]) {
-        if self.controls.len() < CONTROLS_MAX {
+        if self.state.controls.len() < CONTROLS_MAX {
             let mut message = AGENT_PORT.to_le_bytes().to_vec();
             message.extend(event.to_le_bytes());
             message.extend(value.to_le_bytes());
             message.extend(more);
-            self.controls.push_back(message);
+            self.state.controls.push_back(message);
         }
     }
 
     fn set_open(&mut self, open: bool) {
-        if self.open != open {
-            self.open = open;
+        self.state.open = open;
+        self.tell();
+    }
+
+    /// Tells the peer when the port was opened or closed; what waited was for the connection before.
+    fn tell(&mut self) {
+        if self.told_open != self.state.open {
+            self.told_open = self.state.open;
             self.output.lock().clear();
-            self.peer.opened(open);
+            self.peer.opened(self.state.open);
         }
     }
 
@@ -263,7 +302,7 @@ impl Ports {
                 let here = (bytes - at).min(PIECE_BYTES as u64);
                 let piece = self.piece.get_mut(..here as usize).ok_or(Malformed)?;
                 self.chain.read(ram, at, piece).map_err(|_| Malformed)?;
-                if self.open {
+                if self.state.open {
                     self.peer.received(piece);
                 }
                 at += here;
@@ -279,7 +318,7 @@ impl Ports {
         queue: &mut VirtQueue,
         interrupts: &Interrupts,
     ) -> Result<bool, Malformed> {
-        while let Some(message) = self.controls.front() {
+        while let Some(message) = self.state.controls.front() {
             if !queue.pop(ram, &mut self.chain)? {
                 return queue.enable_kicks(ram);
             }
@@ -287,7 +326,7 @@ impl Ports {
                 return Err(Malformed);
             }
             queue.push(ram, self.chain.head, message.len() as u32, interrupts)?;
-            self.controls.pop_front();
+            self.state.controls.pop_front();
         }
         Ok(false)
     }
@@ -300,7 +339,7 @@ impl Ports {
         interrupts: &Interrupts,
         stop: &Stop,
     ) -> Result<bool, Malformed> {
-        while self.open && !stop.asked() {
+        while self.state.open && !stop.asked() {
             let mut waiting = self.output.lock();
             if waiting.is_empty() {
                 break;
@@ -322,12 +361,58 @@ impl Ports {
     }
 }
 
+mod saved {
+    use serde::{Deserialize, Serialize};
+
+    pub(super) const KIND: &str = "virtio-console";
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct V1 {
+        /// Whether the guest's end of the agent's port is open.
+        pub(super) agent_open: bool,
+        /// Control messages that wait, in hexadecimal digits.
+        pub(super) controls: Vec<Control>,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(transparent)]
+    pub(super) struct Control(#[serde(with = "crate::engine::saved::hex")] pub(super) Vec<u8>);
+}
+
+/// A control message is a header and a port's name at most.
+const CONTROL_BYTES_MAX: usize = CONTROL_BYTES + AGENT_NAME.len();
+
+/// Bytes that wait for the guest are not kept: the peer is told that the port is open, and begins anew.
+impl SaveState for Console {
+    fn save(&self) -> State {
+        let Console { worker: _, kept } = self;
+        let state = lock(kept);
+        let PortState { controls, open } = &*state;
+        let controls = controls.iter().map(|message| saved::Control(message.clone())).collect();
+        State::new(saved::KIND, 1, &saved::V1 { agent_open: *open, controls })
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        let saved::V1 { agent_open, controls } = state.fields(saved::KIND, 1)?;
+        let good = |good: bool, what: &str| BadState::unless(good, saved::KIND, what);
+        good(controls.len() <= CONTROLS_MAX, "more control messages wait than are kept")?;
+        let short = controls.iter().all(|message| message.0.len() <= CONTROL_BYTES_MAX);
+        good(short, "a control message is too long")?;
+        let controls = controls.into_iter().map(|message| message.0).collect();
+        *lock(&self.kept) = PortState { controls, open: agent_open };
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     use super::*;
-    use crate::engine::virtio::testing::{BUFFERS, DEADLINE, Driver, VERSION_1, eventually, readable, writable};
+    use crate::engine::{
+        saved::testing::{matches_golden, spoil},
+        virtio::testing::{BUFFERS, DEADLINE, Driver, VERSION_1, eventually, readable, writable},
+    };
 
     #[derive(Debug, PartialEq, Eq)]
     enum Heard {
@@ -439,5 +524,63 @@ mod tests {
         say(&mut driver, 1, PORT_READY, 1);
         driver.submit(CONTROL_IN, &[writable(INTO, 4)]);
         driver.registers.wait_needs_reset();
+    }
+
+    /// What `plugged` gives, before the driver starts, and another handle on the device.
+    fn with_twin() -> (Driver, PortOutput, Receiver<Heard>, Console) {
+        let (to, heard) = channel();
+        let output = PortOutput::new().unwrap();
+        let console = Console::new(Recorder(to), output.clone()).unwrap();
+        let twin = Console { worker: console.worker.clone(), kept: Arc::clone(&console.kept) };
+        (Driver::plug(console), output, heard, twin)
+    }
+
+    /// The port is open, two control messages and some bytes wait.
+    fn busy() -> State {
+        let (mut driver, output, heard, twin) = with_twin();
+        driver.start(MULTIPORT);
+        open(&mut driver, &heard);
+        say(&mut driver, 1, PORT_READY, 1);
+        output.send(b"half a line");
+        twin.worker.hold();
+        twin.save()
+    }
+
+    #[test]
+    fn an_open_port_begins_anew_after_a_restore_and_control_messages_are_kept() {
+        let state = matches_golden(&busy());
+        let (mut driver, output, heard, mut twin) = with_twin();
+        twin.worker.hold();
+        driver.start(MULTIPORT);
+        twin.restore(&state).unwrap();
+        assert!(heard.try_recv().is_err(), "nobody hears of it before the guest goes on");
+        twin.worker.release();
+        assert_eq!(heard.recv_timeout(DEADLINE), Ok(Heard::Open(true)));
+        assert_eq!(control(&mut driver), [&[1, 0, 0, 0, 7, 0, 1, 0], AGENT_NAME].concat());
+        assert_eq!(control(&mut driver), [1, 0, 0, 0, 6, 0, 1, 0]);
+        assert!(output.send(b"again"));
+        assert_eq!(driver.run(PORT_IN, &[writable(INTO, 64)]).bytes, 5);
+        // A pause is no news.
+        twin.worker.hold();
+        twin.worker.release();
+        driver.ram.write(crate::engine::memory::Gpa(BUFFERS), b"hello").unwrap();
+        driver.run(PORT, &[readable(BUFFERS, 5)]);
+        assert_eq!(heard.recv_timeout(DEADLINE), Ok(Heard::Bytes(b"hello".to_vec())));
+        driver.registers.reset();
+        assert_eq!(heard.recv_timeout(DEADLINE), Ok(Heard::Open(false)));
+    }
+
+    #[test]
+    fn no_saved_state_makes_it_panic() {
+        let (mut driver, output, _heard, mut twin) = with_twin();
+        spoil(&busy(), |bad| {
+            twin.worker.hold();
+            driver.start(MULTIPORT);
+            let _ = twin.restore(bad);
+            twin.worker.release();
+            output.send(b"x");
+            say(&mut driver, 0, DEVICE_READY, 1);
+            control(&mut driver);
+        });
     }
 }

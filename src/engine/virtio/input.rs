@@ -16,6 +16,7 @@ use crate::engine::{
     event::Event,
     input::POINTER_MAX,
     memory::GuestRam,
+    saved::{BadState, SaveState, State},
     worker::{Served, Stop, Work},
 };
 
@@ -236,12 +237,48 @@ impl Feed {
     }
 }
 
+mod saved {
+    use serde::{Deserialize, Serialize};
+
+    pub(super) const KIND: &str = "virtio-input";
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct V1 {
+        pub(super) select: [u8; 2],
+        pub(super) buttons: u8,
+        /// Type, code and value of what waits.
+        pub(super) events: Vec<(u16, u16, i32)>,
+    }
+}
+
+impl SaveState for Tablet {
+    fn save(&self) -> State {
+        let Tablet { worker: _, select, input } = self;
+        let state = input.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let PointerState { events, buttons } = &*state;
+        let plain = |InputEvent { kind, code, value }: &InputEvent| (*kind, *code, *value);
+        let fields = saved::V1 { select: *select, buttons: *buttons, events: events.iter().map(plain).collect() };
+        State::new(saved::KIND, 1, &fields)
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        let saved::V1 { select, buttons, events } = state.fields(saved::KIND, 1)?;
+        BadState::unless(events.len() <= EVENTS_MAX, saved::KIND, "more events wait than are kept")?;
+        self.select = select;
+        let mut state = self.input.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.buttons = buttons;
+        state.events = events.into_iter().map(|(kind, code, value)| InputEvent { kind, code, value }).collect();
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::engine::{
         bus::Width,
         input::{BUTTON_LEFT, BUTTON_RIGHT},
+        saved::testing::{matches_golden, spoil},
         virtio::testing::{BUFFERS, Driver, EVENT_IDX, Region, VERSION_1, eventually, readable, writable},
     };
 
@@ -373,5 +410,58 @@ mod tests {
                 assert_eq!(i32::from(u16::from_le_bytes([bytes[4], bytes[5]])), expected.2);
             }
         }
+    }
+
+    /// A device and another handle on it.
+    fn plug_with_twin() -> (Driver, Tablet) {
+        let tablet = Tablet::new().unwrap();
+        let twin = Tablet { worker: tablet.worker.clone(), select: [0; 2], input: tablet.input() };
+        (Driver::plug(tablet), twin)
+    }
+
+    /// A button is held, and half of the report waits for buffers.
+    fn busy() -> (Driver, Tablet) {
+        let (mut driver, mut twin) = plug_with_twin();
+        driver.start(VERSION_1);
+        twin.input.pointer(100, 200, BUTTON_LEFT, 0);
+        offer(&mut driver, 2);
+        assert_eq!([event(&mut driver), event(&mut driver)], [(EV_ABS, ABS_X, 100), (EV_ABS, ABS_Y, 200)]);
+        twin.worker.hold();
+        twin.select = [CFG_EV_BITS, EV_KEY as u8];
+        (driver, twin)
+    }
+
+    #[test]
+    fn half_a_report_is_ended_after_a_restore() {
+        let (_first, twin) = busy();
+        let state = matches_golden(&twin.save());
+        let (mut driver, mut twin) = plug_with_twin();
+        twin.worker.hold();
+        driver.start(VERSION_1);
+        twin.restore(&state).unwrap();
+        assert_eq!(twin.select, [CFG_EV_BITS, EV_KEY as u8]);
+        twin.worker.release();
+        offer(&mut driver, 8);
+        assert_eq!([event(&mut driver), event(&mut driver)], [(EV_KEY, 0x110, 1), (EV_SYN, 0, 0)]);
+        twin.input.pointer(1, 2, 0, 0);
+        let events: Vec<_> = (0..4).map(|_| event(&mut driver)).collect();
+        assert_eq!(events[2], (EV_KEY, 0x110, 0), "the button was known to be held");
+    }
+
+    #[test]
+    fn no_saved_state_makes_it_panic() {
+        let (_first, saved) = busy();
+        let (mut driver, mut twin) = plug_with_twin();
+        spoil(&saved.save(), |bad| {
+            twin.worker.hold();
+            driver.start(VERSION_1);
+            let _ = twin.restore(bad);
+            let mut config = [0; 64];
+            twin.read_config(0, &mut config);
+            twin.worker.release();
+            twin.input.pointer(1, 2, 0, 0);
+            offer(&mut driver, 8);
+            event(&mut driver);
+        });
     }
 }

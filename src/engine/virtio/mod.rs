@@ -5,6 +5,7 @@ pub mod block;
 pub mod console;
 pub mod input;
 pub mod net;
+mod parked;
 pub mod pci;
 pub mod queue;
 pub mod rng;

@@ -1,12 +1,13 @@
 //! virtio-net (virtio 1.2, 5.1) on a tap descriptor, or on a stream socket to `passt`. One pair of queues, one worker.
 
-use std::{io, os::fd::OwnedFd};
+use std::{io, mem, os::fd::OwnedFd};
 
 use rustix::event::PollFd;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS};
 
 use super::{
     Features, Interrupts, Kind, Running, VirtioDevice, Worker,
+    parked::Parked,
     queue::{Chain, Malformed, VirtQueue},
 };
 use crate::{
@@ -14,6 +15,7 @@ use crate::{
         addresses::AddressWatch,
         memory::GuestRam,
         net_backend::{HEADER_BYTES, NetBackend},
+        saved::{BadState, SaveState, State},
         worker::{Served, Stop, Work},
     },
     spec::NetworkBackend,
@@ -29,14 +31,23 @@ const BURST: usize = 256;
 pub struct Net {
     worker: Worker,
     mac: MacAddr,
+    /// A buffer of the guest that waits for a frame, while nothing is served.
+    parked: Parked,
 }
 
 impl Net {
     /// `fd` is made non-blocking. `watch` sees what the guest sends, to learn its addresses.
     pub fn new(fd: OwnedFd, backend: NetworkBackend, mac: MacAddr, watch: AddressWatch) -> io::Result<Net> {
         let backend = NetBackend::new(fd, backend, watch)?;
-        let frames = Frames { backend, rx_chain: Chain::default(), rx_ready: false, tx_chain: Chain::default() };
-        Ok(Net { worker: Worker::spawn("net", frames)?, mac })
+        let parked = Parked::default();
+        let frames = Frames {
+            backend,
+            rx_chain: Chain::default(),
+            rx_ready: false,
+            tx_chain: Chain::default(),
+            parked: parked.clone(),
+        };
+        Ok(Net { worker: Worker::spawn("net", frames)?, mac, parked })
     }
 }
 
@@ -70,10 +81,31 @@ struct Frames {
     rx_chain: Chain,
     rx_ready: bool,
     tx_chain: Chain,
+    /// Where `rx_chain` is while nothing is served.
+    parked: Parked,
 }
 
 impl Work<Running> for Frames {
     fn serve(&mut self, running: &mut Running, stop: &Stop) -> Result<Served, Malformed> {
+        self.rx_ready = false;
+        if let Some(chain) = self.parked.take(&running.ram)? {
+            self.take_buffer(chain)?;
+        }
+        let served = self.pass_frames(running, stop)?;
+        if self.rx_ready {
+            self.parked.put(mem::take(&mut self.rx_chain));
+        }
+        Ok(served)
+    }
+
+    fn forget(&mut self) {
+        self.parked.forget();
+    }
+}
+
+impl Frames {
+    /// Serves both queues until the stop is asked.
+    fn pass_frames(&mut self, running: &mut Running, stop: &Stop) -> Result<Served, Malformed> {
         let Running { ram, queues, interrupts, .. } = running;
         let [rx, tx] = queues.as_mut_slice() else { return Err(Malformed) };
         loop {
@@ -97,12 +129,18 @@ impl Work<Running> for Frames {
         }
     }
 
-    fn forget(&mut self) {
-        self.rx_ready = false;
+    /// Makes `chain` what the next frame goes into.
+    fn take_buffer(&mut self, chain: Chain) -> Result<(), Malformed> {
+        self.rx_chain = chain;
+        self.check_buffer()?;
+        self.rx_ready = true;
+        Ok(())
     }
-}
 
-impl Frames {
+    fn check_buffer(&self) -> Result<(), Malformed> {
+        if self.rx_chain.writable_bytes() < HEADER_BYTES as u64 { Err(Malformed) } else { Ok(()) }
+    }
+
     /// Sends what the guest has queued, as far as the link takes it. True when the burst ended before the queue did.
     fn transmit(&mut self, ram: &GuestRam, tx: &mut VirtQueue, to: &Interrupts) -> Result<bool, Malformed> {
         tx.disable_kicks(ram)?;
@@ -129,9 +167,7 @@ impl Frames {
                     // True: the guest queued a buffer just now.
                     return rx.enable_kicks(ram);
                 }
-                if self.rx_chain.writable_bytes() < HEADER_BYTES as u64 {
-                    return Err(Malformed);
-                }
+                self.check_buffer()?;
             }
             let Some(written) = self.backend.receive_chain(ram, &self.rx_chain)? else { return Ok(false) };
             // virtio 1.2, 5.1.6.4.1: one buffer a frame.
@@ -140,6 +176,32 @@ impl Frames {
             rx.push(ram, self.rx_chain.head, written, to)?;
         }
         Ok(true)
+    }
+}
+
+mod saved {
+    use serde::{Deserialize, Serialize};
+
+    use super::super::parked::ParkedV1;
+
+    pub(super) const KIND: &str = "virtio-net";
+
+    /// Frames on their way are lost, as on a wire.
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct V1 {
+        pub(super) waiting: Option<ParkedV1>,
+    }
+}
+
+impl SaveState for Net {
+    fn save(&self) -> State {
+        let Net { worker: _, mac: _, parked } = self;
+        State::new(saved::KIND, 1, &saved::V1 { waiting: parked.save() })
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        let saved::V1 { waiting } = state.fields(saved::KIND, 1)?;
+        self.parked.restore(waiting).map_err(|why| BadState::new(saved::KIND, why))
     }
 }
 
@@ -158,7 +220,10 @@ mod tests {
     use super::*;
     use crate::engine::{
         bus::Width,
-        virtio::testing::{BUFFERS, DEADLINE, Driver, EVENT_IDX, Region, VERSION_1, readable, writable},
+        saved::testing::{matches_golden, spoil},
+        virtio::testing::{
+            BUFFERS, DEADLINE, Driver, EVENT_IDX, NEEDS_RESET, Region, VERSION_1, eventually, readable, writable,
+        },
     };
 
     const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 1, 2, 3]);
@@ -435,5 +500,73 @@ mod tests {
         assert_eq!(*seen.lock().unwrap(), [vec!["10.0.0.9".to_owned()]]);
         let used = driver.run(TX_QUEUE, &[readable(OUT, 20)]);
         assert_eq!(used.bytes, 0, "eight bytes of a frame");
+    }
+
+    /// A stream and another handle on the device behind it.
+    fn passt_with_twin() -> (Driver, UnixStream, Net) {
+        let (near, far) = UnixStream::pair().unwrap();
+        far.set_read_timeout(Some(DEADLINE)).unwrap();
+        let watch = AddressWatch::new(Arc::new(|_| ()));
+        let net = Net::new(near.into(), NetworkBackend::Passt, MAC, watch).unwrap();
+        let twin = Net { worker: net.worker.clone(), mac: MAC, parked: net.parked.clone() };
+        (Driver::plug(net), far, twin)
+    }
+
+    /// The state of a card whose buffer waits for a frame.
+    fn waiting_for_a_frame() -> State {
+        let (mut driver, _peer, twin) = passt_with_twin();
+        driver.start(VERSION_1 | EVENT_IDX);
+        offer(&mut driver, 1);
+        eventually("the buffer is taken", || {
+            twin.worker.release();
+            twin.worker.hold();
+            twin.parked.save().is_some()
+        });
+        twin.save()
+    }
+
+    #[test]
+    fn a_buffer_that_waits_for_a_frame_gets_it_after_a_restore() {
+        let state = matches_golden(&waiting_for_a_frame());
+        let (mut driver, mut peer, mut twin) = passt_with_twin();
+        twin.worker.hold();
+        driver.start(VERSION_1);
+        twin.restore(&state).unwrap();
+        twin.worker.release();
+        peer.write_all(&on_stream(&frame(3, 60))).unwrap();
+        assert_eq!(received(&mut driver), frame(3, 60), "no buffer was offered to this one");
+        offer(&mut driver, 1);
+        for number in 0..20 {
+            // Pauses lose no buffer either.
+            twin.worker.hold();
+            twin.worker.release();
+            peer.write_all(&on_stream(&frame(number, 100))).unwrap();
+            assert_eq!(received(&mut driver), frame(number, 100));
+            offer(&mut driver, 1);
+        }
+        driver.registers.reset();
+        assert!(twin.save().fields::<saved::V1>("virtio-net", 1).unwrap().waiting.is_none());
+    }
+
+    #[test]
+    fn no_saved_buffer_makes_it_panic_or_leave_ram() {
+        let (mut driver, mut peer, mut twin) = passt_with_twin();
+        let mut refused = 0;
+        spoil(&waiting_for_a_frame(), |bad| {
+            twin.worker.hold();
+            driver.start(VERSION_1);
+            refused += usize::from(twin.restore(bad).is_err());
+            driver.fill(OUT, &[0; 0x100]);
+            driver.submit(TX_QUEUE, &[readable(OUT, HEADER_BYTES as u32), readable(OUT + HEADER_BYTES as u64, 60)]);
+            offer(&mut driver, 1);
+            peer.write_all(&on_stream(&frame(3, 60))).unwrap();
+            twin.worker.release();
+            eventually("an end", || driver.used(RX_QUEUE).is_some() || driver.registers.status() & NEEDS_RESET != 0);
+            twin.worker.hold();
+            if driver.registers.status() & NEEDS_RESET == 0 {
+                assert_eq!(from_stream(&mut peer).len(), 60);
+            }
+        });
+        assert!(refused > 20, "{refused}");
     }
 }

@@ -6,7 +6,10 @@ use super::{
     Features, Kind, Running, VirtioDevice, Worker,
     queue::{Chain, Malformed},
 };
-use crate::engine::worker::{Served, Stop, Work};
+use crate::engine::{
+    saved::{BadState, SaveState, State},
+    worker::{Served, Stop, Work},
+};
 
 /// One request gets at most so much; the driver asks again.
 const FILL_BYTES_MAX: usize = 4096;
@@ -16,6 +19,20 @@ pub struct Rng(Worker);
 impl Rng {
     pub fn new() -> io::Result<Rng> {
         Worker::spawn("rng", Fill { chain: Chain::default() }).map(Rng)
+    }
+}
+
+const KIND: &str = "virtio-rng";
+
+/// Every request is done before the worker comes out.
+impl SaveState for Rng {
+    fn save(&self) -> State {
+        let Rng(_) = self;
+        State::nothing(KIND)
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), BadState> {
+        state.expect_nothing(KIND)
     }
 }
 
@@ -80,6 +97,7 @@ mod tests {
     use super::*;
     use crate::engine::{
         memory::Gpa,
+        saved::testing::{matches_golden, spoil},
         virtio::testing::{BUFFERS, DEADLINE, Driver, VERSION_1, readable, writable},
     };
 
@@ -94,6 +112,17 @@ mod tests {
         assert_eq!(first[32], 0, "not one byte more");
         assert_eq!(driver.run(0, &[writable(BUFFERS, 100_000)]).bytes, FILL_BYTES_MAX as u32);
         assert_eq!(driver.run(0, &[readable(BUFFERS, 64)]).bytes, 0, "nothing to write to");
+    }
+
+    #[test]
+    fn it_keeps_nothing() {
+        let mut rng = Rng::new().unwrap();
+        let state = matches_golden(&rng.save());
+        rng.restore(&state).unwrap();
+        spoil(&state, |bad| drop(rng.restore(bad)));
+        let mut driver = Driver::plug(rng);
+        driver.start(VERSION_1);
+        assert_eq!(driver.run(0, &[writable(BUFFERS, 32)]).bytes, 32);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::*;
 mod hostile;
 mod modes;
 mod pictures;
+mod restored;
 
 fn device() -> (SharedVga, impl Fn(u16, Width, u64)) {
     let vga = Vga::new().unwrap();
