@@ -50,6 +50,7 @@ export class Visitor {
   async tab() {
     const page = await this.context.newPage();
     page.setDefaultTimeout(10_000);
+    page.goto = outlasting(page);
     page.on("console", (message) => {
       if (["error", "warning"].includes(message.type())) complain(`${message.type()}: ${message.text()} (${message.location().url}, on ${page.url()})`);
     });
@@ -71,6 +72,23 @@ export class Visitor {
     contexts.delete(this.context);
     await this.context.close();
   }
+}
+
+/**
+ * Chromium breaks off what it loads when an interface of its machine comes or goes, as the server's bridges do here, and loads it again by
+ * itself for a person who waits. The tests do not wait for that.
+ */
+function outlasting(page) {
+  const goto = page.goto.bind(page);
+  return async (...where) => {
+    try {
+      return await goto(...where);
+    } catch (error) {
+      if (!/ERR_NETWORK_CHANGED/.test(String(error))) throw error;
+      console.log(`  loaded again, as the machine's interfaces changed: ${where[0]}`);
+      return goto(...where);
+    }
+  };
 }
 
 /** Complaints that a test causes on purpose, until the end of that test. */
