@@ -11,7 +11,7 @@ ip link set lan0 up
 dnsmasq --conf-file=/dev/null --pid-file=/run/lan0.pid --interface=lan0 --bind-interfaces --port=0 --dhcp-range=192.168.99.50,192.168.99.60 --dhcp-leasefile=/run/lan0.leases
 trap 'remove_guests; kill "$(cat /run/lan0.pid)"' EXIT
 
-guest debian-ahci --firmware bios --cpus 2 --memory 1G --network bridge:lan0 --disk-bus ahci --disk "$MATERIAL/debian12-esp.raw"
+guest debian-ahci --firmware bios --memory 1G --network bridge:lan0 --disk-bus ahci --disk "$MATERIAL/debian12-esp.raw"
 log_in debian-ahci 1
 run_in debian-ahci 30 'lsblk -dno NAME,TRAN | grep -q "sda *sata"'
 run_in debian-ahci 60 'dd if=/dev/urandom of=/root/data bs=1M count=16 status=none; sha256sum </root/data >/root/sum; sync; echo 3 >/proc/sys/vm/drop_caches'

@@ -7,7 +7,7 @@
 # no_complaint NAME: neither tables nor drivers are complained about.
 no_complaint() { run_in "$1" 30 'dmesg | grep -i -E "ACPI (BIOS )?(Error|Warning)|BUG:|Call Trace|firmware bug" && false || true'; }
 
-guest debian-uefi --cpus 2 --memory 1G --network none --firmware uefi --disk "$MATERIAL/debian12-esp.raw"
+guest debian-uefi --memory 1G --network none --firmware uefi --disk "$MATERIAL/debian12-esp.raw"
 log_in debian-uefi 1
 run_in debian-uefi 30 'test -d /sys/firmware/efi/efivars && efibootmgr -v'
 run_in debian-uefi 30 'mokutil --sb-state | grep -i "disabled"'

@@ -4,5 +4,5 @@
 # lab: --ovmf
 . "$(dirname "$0")/../lib.sh"
 
-guest ovmf --memory 512M --network none --firmware uefi
+guest ovmf --cpus 2 --memory 512M --network none --firmware uefi
 await_serial ovmf 'Shell>' 540
