@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    spec::{DiskBus, NetworkModel, Watchdog},
+    spec::{CpuModel, DiskBus, NetworkModel, Watchdog},
     types::{Id, MacAddr, Name},
     wire::AgentFacts,
 };
@@ -38,6 +38,12 @@ pub struct Guest {
     pub network: Network,
     #[serde(default)]
     pub watchdog: Watchdog,
+    #[serde(default)]
+    pub cpu_model: CpuModel,
+    #[serde(default)]
+    pub hyperv: bool,
+    #[serde(default)]
+    pub huge_pages: bool,
     /// The guest's own addresses, as its packets show them.
     pub addresses: Vec<String>,
     /// What qemu-guest-agent in the running guest says; nothing without one.
@@ -63,6 +69,8 @@ fn one() -> u32 {
 #[serde(rename_all = "snake_case")]
 pub enum State {
     Stopped,
+    /// Its state is on disk; the next start goes on from there.
+    Suspended,
     Starting,
     Running,
     Paused,
@@ -73,7 +81,7 @@ pub enum State {
 impl State {
     /// Whether there is an engine.
     pub fn is_live(self) -> bool {
-        !matches!(self, State::Stopped | State::Failed)
+        !matches!(self, State::Stopped | State::Suspended | State::Failed)
     }
 }
 
@@ -81,6 +89,7 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             State::Stopped => "stopped",
+            State::Suspended => "suspended",
             State::Starting => "starting",
             State::Running => "running",
             State::Paused => "paused",
@@ -218,6 +227,12 @@ pub struct CreateGuest {
     /// What happens when the guest does not feed its watchdog; `none` is a guest without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<Watchdog>,
+    /// The processor that the guest sees; left out for a new guest: `host`.
+    pub cpu_model: Option<CpuModel>,
+    /// With Hyper-V's enlightenments, for Windows.
+    pub hyperv: Option<bool>,
+    /// RAM out of the huge pages that the host has set aside.
+    pub huge_pages: Option<bool>,
     /// Start it as soon as it is complete.
     #[serde(default)]
     pub start: bool,
@@ -265,6 +280,12 @@ pub struct ChangeGuest {
     /// What happens when the guest does not feed its watchdog; `none` is a guest without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<Watchdog>,
+    /// The processor that the guest sees; left out for a new guest: `host`.
+    pub cpu_model: Option<CpuModel>,
+    /// With Hyper-V's enlightenments, for Windows.
+    pub hyperv: Option<bool>,
+    /// RAM out of the huge pages that the host has set aside.
+    pub huge_pages: Option<bool>,
     #[serde(default)]
     pub add_disks: Vec<NewDisk>,
     /// Deleted with their files.

@@ -33,7 +33,15 @@ pub struct GuestSpec {
     /// Of each core.
     #[serde(default = "one")]
     pub threads: u32,
+    #[serde(default)]
+    pub cpu_model: CpuModel,
+    /// With Hyper-V's enlightenments, for Windows.
+    #[serde(default)]
+    pub hyperv: bool,
     pub memory_bytes: u64,
+    /// Out of the huge pages that the host has set aside.
+    #[serde(default)]
+    pub huge_pages: bool,
     pub boot: Boot,
     pub disks: Vec<DiskSpec>,
     /// The machine always has a CD drive; this says whether a medium is in it at start.
@@ -195,6 +203,47 @@ impl FromStr for NetworkModel {
             .into_iter()
             .find(|model| model.as_str() == text)
             .ok_or_else(|| BadValue("A network card is virtio or e1000.".into()))
+    }
+}
+
+/// The processor that the guest sees.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CpuModel {
+    /// That of this host, as far as KVM gives it to guests.
+    #[default]
+    Host,
+    /// x86-64-v2 and nothing more: the same on every host of the last fifteen years.
+    Portable,
+}
+
+impl CpuModel {
+    pub const ALL: [CpuModel; 2] = [CpuModel::Host, CpuModel::Portable];
+
+    /// The word in forms and the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CpuModel::Host => "host",
+            CpuModel::Portable => "portable",
+        }
+    }
+
+    /// For people.
+    pub fn words(self) -> &'static str {
+        match self {
+            CpuModel::Host => "This host's",
+            CpuModel::Portable => "Portable (x86-64-v2)",
+        }
+    }
+}
+
+impl FromStr for CpuModel {
+    type Err = BadValue;
+    fn from_str(text: &str) -> Result<CpuModel, BadValue> {
+        CpuModel::ALL
+            .into_iter()
+            .find(|model| model.as_str() == text)
+            .ok_or_else(|| BadValue("A processor is host or portable.".into()))
     }
 }
 
@@ -378,6 +427,9 @@ pub(crate) mod tests {
             disks: vec![],
             cd: false,
             network: None,
+            cpu_model: CpuModel::Host,
+            hyperv: false,
+            huge_pages: false,
             watchdog: Watchdog::None,
             boot_order: vec![],
             first_boot: None,

@@ -28,6 +28,11 @@ use crate::{spec::GuestSpec, types::Id};
 pub const PROTOCOL: u32 = 1;
 /// The longest message, either way.
 pub const MESSAGE_BYTES_MAX: usize = 128 << 10;
+/// How the file of a suspended guest begins, and how as soon as a machine goes on from it.
+pub const SAVED_MAGIC: &[u8; 16] = b"INNKEEPER SAVED\n";
+pub const SPENT_MAGIC: &[u8; 16] = b"INNKEEPER SPENT\n";
+/// How the reason of a paused guest begins that is being suspended.
+pub const BEING_SUSPENDED: &str = "Being suspended";
 /// The most descriptors beside one message.
 pub const DESCRIPTORS_MAX: usize = 32;
 
@@ -67,6 +72,9 @@ pub struct Launch {
     pub kernel: Option<Place>,
     pub initrd: Option<Place>,
     pub attachment: Option<Attachment>,
+    /// The guest goes on from its saved state.
+    #[serde(default)]
+    pub resume: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +88,8 @@ pub enum HostRequest {
     ListEngines,
     /// Opens a file for reading. Answer: `File`, with one descriptor.
     OpenFile(Place),
+    /// Opens the file that a guest is suspended to, empty, for writing. Answer: `File`, with one descriptor.
+    OpenSuspend(Id),
     /// What is known of networks. Answer: `NetworkStatus`.
     NetworkStatus,
     /// Which firmware is there. Answer: `FirmwareStatus`.
@@ -191,6 +201,8 @@ pub enum EndKind {
     Failed,
     /// The process ended without a word: killed from outside.
     Killed,
+    /// The guest's state is in the file that the engine was handed.
+    Suspended,
 }
 
 // ---- hostd → engine ----
@@ -222,6 +234,8 @@ pub enum Handed {
     Kernel,
     Initrd,
     Network,
+    /// The saved state to go on from, read and write.
+    Saved,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -302,6 +316,8 @@ pub enum EngineMessage {
     Crashed,
     /// The guest was reset, by itself or by request.
     Reset,
+    /// The guest could not be suspended, and does what it did before; a part of a sentence.
+    SuspendFailed(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -319,6 +335,9 @@ pub enum EngineAction {
     PressPowerButton,
     /// The engine ends by itself, in order.
     PowerOff,
+    /// With one descriptor: the guest is paused, written there, and the engine ends. The reply comes when it begins; `State` tells how
+    /// far it is, `Resume` gives it up.
+    Suspend,
     /// With one descriptor: that medium is put in. Without: ejected.
     ChangeCd,
     /// The reply's payload is a PNG, at most `max_width` wide.

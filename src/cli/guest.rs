@@ -20,8 +20,9 @@ use super::{
 };
 use crate::{
     api::{Boot, ChangeCd, ChangeGuest, CreateGuest, Firmware, Guest, NewDisk, StartGuest, State},
-    spec::{DiskBus, NetworkModel, Watchdog},
+    spec::{CpuModel, DiskBus, NetworkModel, Watchdog},
     types::{parse_size, show_size},
+    wire::BEING_SUSPENDED,
 };
 
 const POLL: Duration = Duration::from_millis(100);
@@ -46,6 +47,11 @@ pub fn run(client: &Client, place: &PlaceArgs, command: GuestCommand) -> Outcome
         GuestCommand::Reset { name } => act(client, &name, "reset"),
         GuestCommand::Pause { name } => act(client, &name, "pause"),
         GuestCommand::Resume { name } => act(client, &name, "resume"),
+        GuestCommand::Suspend { name } => {
+            press(client, &name, "suspend")?;
+            wait_suspended(client, &name)
+        }
+        GuestCommand::Discard { name, yes } => discard(client, &name, yes),
         GuestCommand::Rm { names, yes } => names.iter().try_for_each(|name| remove(client, name, yes)),
         GuestCommand::Cd { name, image, eject: _ } => {
             let image = image.map(|image| image::resolve(client, place, &image)).transpose()?;
@@ -138,6 +144,15 @@ fn describe(guest: &Guest) -> String {
     lines.push(("cdrom", guest.cdrom.as_ref().map_or_else(|| "empty".into(), |image| image.name.clone())));
     let (network, card) = (&guest.network, guest.network.model.as_str());
     lines.push(("network", format!("{}  {} on {card}", network.mode, network.mac)));
+    if guest.cpu_model != CpuModel::Host {
+        lines.push(("processor", guest.cpu_model.as_str().into()));
+    }
+    if guest.hyperv {
+        lines.push(("enlightenments", "hyper-v".into()));
+    }
+    if guest.huge_pages {
+        lines.push(("pages", "huge".into()));
+    }
     if guest.watchdog != Watchdog::None {
         lines.push(("watchdog", guest.watchdog.as_str().into()));
     }
@@ -194,6 +209,9 @@ fn create(client: &Client, place: &PlaceArgs, args: CreateArgs) -> Outcome {
         network: args.network,
         network_model: args.network_card.map(NetworkModel::from),
         watchdog: args.watchdog,
+        cpu_model: args.cpu_model,
+        hyperv: args.hyperv,
+        huge_pages: args.huge_pages,
         // Asked for below, where its failure is heard.
         start: false,
     };
@@ -257,6 +275,9 @@ fn set(client: &Client, place: &PlaceArgs, args: SetArgs) -> Outcome {
         network: args.network,
         network_model: args.network_card.map(NetworkModel::from),
         watchdog: args.watchdog,
+        cpu_model: args.cpu_model,
+        hyperv: args.hyperv,
+        huge_pages: args.huge_pages,
         add_disks,
         remove_disks,
     };
@@ -333,6 +354,41 @@ fn wait_stopped(client: &Client, name: &str, seconds: u64) -> Outcome {
         }
         sleep(POLL);
     }
+}
+
+/// Waits until the guest is suspended, as long as its engine writes.
+fn wait_suspended(client: &Client, name: &str) -> Outcome {
+    loop {
+        let guest = fetch(client, name)?;
+        let writes = guest.reason.as_deref().is_some_and(|reason| reason.starts_with(BEING_SUSPENDED));
+        if guest.state == State::Suspended {
+            return say(format!("{}: {}", guest.name, guest.state));
+        }
+        if !guest.state.is_live() || !writes {
+            let why = guest.reason.unwrap_or_else(|| "it was given up.".into());
+            return Err(Failure::failed(format!("{} is {} and not suspended: {why}", guest.name, guest.state)));
+        }
+        sleep(POLL);
+    }
+}
+
+/// Takes a saved state away.
+fn discard(client: &Client, name: &str, yes: bool) -> Outcome {
+    let guest = fetch(client, name)?;
+    if guest.state != State::Suspended {
+        return Err(Failure::failed(format!("{} is {}: it has no saved state.", guest.name, guest.state)));
+    }
+    let text = format!("What {} had in memory goes. Its disks stay as they are.", guest.name);
+    say(text)?;
+    if !yes && io::stdin().is_terminal() {
+        write!(io::stderr(), "Type yes to discard it: ")?;
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer)?;
+        if answer.trim() != "yes" {
+            return Err(Failure::failed("Nothing was discarded."));
+        }
+    }
+    act(client, name, "poweroff")
 }
 
 /// Names what goes, asks on a terminal, deletes.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::{
-    spec::{NetworkModel, Watchdog},
+    spec::{CpuModel, NetworkModel, Watchdog},
     types::parse_size,
 };
 
@@ -52,8 +52,17 @@ pub enum GuestCommand {
     Reset { name: String },
     /// Hold the guest still; its memory stays.
     Pause { name: String },
-    /// Let a paused guest go on.
+    /// Let a paused or suspended guest go on.
     Resume { name: String },
+    /// Write the guest's state to disk and end its engine; it goes on from there at the next start, also after a restart of the host.
+    Suspend { name: String },
+    /// Take the saved state of a suspended guest away: its next start begins anew, as after a loss of power.
+    Discard {
+        name: String,
+        /// Do not ask on a terminal.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Delete stopped guests and their disks. Asks on a terminal.
     Rm {
         #[arg(required = true, value_name = "NAME")]
@@ -174,6 +183,15 @@ pub struct CreateArgs {
     /// What happens when the guest does not feed its watchdog: reset, power_off, pause; none takes the watchdog out.
     #[arg(long, value_name = "WHAT")]
     pub watchdog: Option<Watchdog>,
+    /// The processor that the guest sees: host, or portable (x86-64-v2), which is the same everywhere.
+    #[arg(long, value_name = "MODEL")]
+    pub cpu_model: Option<CpuModel>,
+    /// Hyper-V's enlightenments, for Windows.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub hyperv: Option<bool>,
+    /// RAM out of the huge pages that the host has set aside (vm.nr_hugepages).
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub huge_pages: Option<bool>,
     /// The built-in test guest: greets, shows the time, echoes keys.
     #[arg(long, conflicts_with_all = ["kernel", "firmware"])]
     pub test_guest: bool,
@@ -241,4 +259,13 @@ pub struct SetArgs {
     /// What happens when the guest does not feed its watchdog: reset, power_off, pause; none takes the watchdog out.
     #[arg(long, value_name = "WHAT")]
     pub watchdog: Option<Watchdog>,
+    /// The processor that the guest sees: host, or portable (x86-64-v2), which is the same everywhere.
+    #[arg(long, value_name = "MODEL")]
+    pub cpu_model: Option<CpuModel>,
+    /// Hyper-V's enlightenments, for Windows.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub hyperv: Option<bool>,
+    /// RAM out of the huge pages that the host has set aside (vm.nr_hugepages).
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub huge_pages: Option<bool>,
 }

@@ -16,7 +16,7 @@ use super::{
     saved::{self as states, BadState, SaveState},
     virtio::console::{PortOutput, PortPeer},
 };
-use crate::wire::AgentFacts;
+use crate::{types::now_ms, wire::AgentFacts};
 
 /// A longer answer is passed over.
 const LINE_BYTES_MAX: usize = 64 << 10;
@@ -49,6 +49,8 @@ struct State {
     asked_off: bool,
     /// The last greeting's number. No number comes twice in a guest's life: its answer may come late.
     greetings: u64,
+    /// The guest slept: its clock is set as soon as the agent answers.
+    clock_due: bool,
     /// `told` was called, and nobody has asked since: a guest that comes and goes without end makes no queue.
     telling: bool,
 }
@@ -84,6 +86,7 @@ impl Agent {
             ready: false,
             asked_off: false,
             greetings: 0,
+            clock_due: false,
             telling: false,
         })))
     }
@@ -101,21 +104,13 @@ impl Agent {
             return false;
         }
         // It answers only when it refuses.
-        self.order("guest-shutdown", json!({ "mode": "powerdown" }), false)
+        let state = self.lock();
+        state.ready && state.send("guest-shutdown", &json!({ "mode": "powerdown" }))
     }
 
     /// Sets the guest's clock to `now_ns` since 1970. False when there is no agent.
     pub fn set_clock(&self, now_ns: i64) -> bool {
-        self.order("guest-set-time", json!({ "time": now_ns }), true)
-    }
-
-    fn order(&self, command: &str, arguments: Value, answers: bool) -> bool {
-        let mut state = self.lock();
-        let sent = state.ready && state.send(command, &arguments);
-        if sent && answers {
-            state.asked.push_back(Question::Order);
-        }
-        sent
+        self.lock().set_clock(now_ns)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -182,6 +177,14 @@ impl State {
         self.output.send(&line)
     }
 
+    fn set_clock(&mut self, now_ns: i64) -> bool {
+        let sent = self.ready && self.send("guest-set-time", &json!({ "time": now_ns }));
+        if sent {
+            self.asked.push_back(Question::Order);
+        }
+        sent
+    }
+
     fn ask(&mut self) {
         for (command, question) in [
             ("guest-info", Question::Info),
@@ -202,6 +205,9 @@ impl State {
                     self.asked.pop_front();
                     self.ready = true;
                     self.ask();
+                    if std::mem::take(&mut self.clock_due) {
+                        self.set_clock(now_ms().saturating_mul(1_000_000));
+                    }
                 }
                 return;
             }
@@ -263,6 +269,7 @@ impl SaveState for Agent {
             ready: _,
             asked_off: _,
             greetings,
+            clock_due: _, // a guest that is saved sleeps
             telling: _,
         } = &*state;
         states::State::new(saved::KIND, 1, &saved::V1 { greetings: *greetings })
@@ -270,7 +277,9 @@ impl SaveState for Agent {
 
     fn restore(&mut self, state: &states::State) -> Result<(), BadState> {
         let saved::V1 { greetings } = state.fields(saved::KIND, 1)?;
-        self.lock().greetings = greetings;
+        let mut state = self.lock();
+        state.greetings = greetings;
+        state.clock_due = true;
         Ok(())
     }
 }
@@ -396,6 +405,7 @@ mod tests {
         second.say("{\"return\": 1}\n{\"return\": {}}\n");
         assert!(!second.agent.set_clock(1), "that was for the process before");
         second.say("{\"return\": 2}\n");
+        assert!(second.sent().contains("guest-set-time"), "it slept");
         assert!(second.agent.set_clock(1));
         spoil(&state, |bad| {
             let mut rig = rig();

@@ -17,12 +17,16 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::uart::SerialSink;
+use super::{
+    saved::{BadState, State},
+    uart::SerialSink,
+};
 
 /// Kept through resets, with a mark.
 pub const SCROLLBACK_BYTES: usize = 1 << 20;
 /// Marks kept; older ones are of bytes long gone.
 const MARKS_MAX: usize = 64;
+const KIND: &str = "scrollback";
 const VIEWERS_MAX: usize = 16;
 const CHUNK_BYTES: usize = 64 << 10;
 /// A viewer that follows reads at most this often: a byte at a time would cost a wake-up each.
@@ -122,6 +126,18 @@ impl ConsoleHub {
     /// Everything that is kept, oldest first.
     pub fn contents(&self) -> Vec<u8> {
         self.lock().ring.iter().copied().collect()
+    }
+
+    /// What is kept, for a saved state: plain bytes.
+    pub fn save(&self) -> State {
+        State { kind: KIND.into(), version: 1, bytes: self.contents() }
+    }
+
+    /// Into an empty hub: what was printed before the guest was suspended.
+    pub fn restore(&self, state: &State) -> Result<(), BadState> {
+        BadState::unless(state.kind == KIND && state.version == 1, KIND, "this is another state")?;
+        self.push(&state.bytes);
+        Ok(())
     }
 
     /// No more will come; every viewer is told.

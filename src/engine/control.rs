@@ -93,6 +93,11 @@ impl Announcer {
         });
     }
 
+    /// What newcomers are told now.
+    pub fn hello(&self) -> Hello {
+        self.lock().hello.clone()
+    }
+
     fn join(&self, to: SyncSender<Vec<u8>>) {
         let mut audience = self.lock();
         let hello = line(&EngineMessage::Hello(audience.hello.clone()));

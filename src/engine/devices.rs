@@ -39,7 +39,9 @@ use super::{
     pm::{PM_BYTES, PmBlock},
     pvpanic::{Panic, PanicPort},
     reset::{ResetControl, SystemControl},
+    saved::{BadState, SaveState, State},
     screen::Screen,
+    suspend::States,
     timer::Clock,
     uart::Uart,
     vga::{self, SharedVga, Vga},
@@ -108,6 +110,8 @@ pub struct Devices {
     pub pm: PmBlock,
     pub vga: SharedVga,
     pub screen: Arc<Screen>,
+    /// The video RAM; saved like the guest's.
+    pub video: HostRegion,
     pub tray: CdTray,
     pub tablet: TabletInput,
     pub agent: Agent,
@@ -152,7 +156,8 @@ impl Devices {
         add_chipset(&mut root, &router, &isa, &pm, &pm_base, &pio);
 
         let vga = Vga::new()?;
-        board.set_video_ram(&vga.lock().unwrap_or_else(PoisonError::into_inner).vram());
+        let video = lock(&vga).vram();
+        board.set_video_ram(&video);
         root.add(DevFn::new(slot::VGA, 0), IrqLine::unconnected(), 0, |_| vga::pci_function(&vga));
         let (writes, dirty) = (Arc::clone(board), Arc::clone(board));
         let settle = Box::new(move || writes.settle_writes());
@@ -219,6 +224,7 @@ impl Devices {
             pm,
             vga,
             screen,
+            video,
             tray,
             flash,
             faults,
@@ -279,6 +285,46 @@ impl Devices {
         lock(&self.vga).reset();
         self.screen.redraw();
         self.hub.mark_reset();
+    }
+
+    /// The state of every part, by name. Everything is held.
+    pub fn save(&self) -> States {
+        let mut states: States = Vec::new();
+        self.each_fixed(&mut |name, part| {
+            states.push((name.to_owned(), part.save()));
+            Ok(())
+        })
+        .expect("saving refuses nothing");
+        states.extend(self.pci.lock().unwrap_or_else(PoisonError::into_inner).save());
+        states.push(("scrollback".into(), self.hub.save()));
+        states
+    }
+
+    /// Onto devices as after power on, held. `take` gives, and takes away, the state of a name.
+    pub fn restore(&self, take: &mut dyn FnMut(&str) -> Result<State, BadState>) -> Result<(), BadState> {
+        self.each_fixed(&mut |name, part| part.restore(&take(name)?))?;
+        self.pci.lock().unwrap_or_else(PoisonError::into_inner).restore(take)?;
+        self.hub.restore(&take("scrollback")?)
+    }
+
+    /// The parts that are not behind PCI.
+    fn each_fixed(
+        &self,
+        visit: &mut dyn FnMut(&str, &mut dyn SaveState) -> Result<(), BadState>,
+    ) -> Result<(), BadState> {
+        visit("uart", &mut *lock(&self.uart))?;
+        visit("i8042", &mut self.i8042.clone())?;
+        visit("cmos", &mut self.cmos.clone())?;
+        visit("pm", &mut self.pm.clone())?;
+        visit("fw-cfg", &mut *lock(&self.fw_cfg))?;
+        visit("system-control", &mut *lock(&self.system_control))?;
+        visit("reset-control", &mut *lock(&self.reset_control))?;
+        visit("debug-console", &mut *lock(&self.debug_console))?;
+        visit("panic-port", &mut *lock(&self.panic_port))?;
+        match &self.flash {
+            Some((_, flash)) => visit("flash", &mut *lock(flash)),
+            None => Ok(()),
+        }
     }
 
     /// Returns when no I/O is in flight. Every vCPU is parked.

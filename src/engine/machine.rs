@@ -3,11 +3,13 @@
 //! ```text
 //! pause   vCPUs park  →  held writes land  →  workers hold     reset   pause  →  devices, KVM's chips, memory image, vCPUs
 //! resume  workers go  →  vCPUs run                                     →  resume
+//! suspend pause  →  states of devices, chips, vCPUs; memory          restore  memory, devices, chips, vCPUs  →  resume
 //! ```
 
 use std::{
     fs::File,
     io::{self, Read, Seek},
+    ops::ControlFlow,
     os::{fd::OwnedFd, unix::fs::FileExt},
     sync::{Arc, PoisonError},
 };
@@ -22,6 +24,7 @@ use super::{
     log::GuestLog,
     memory::{Gpa, GuestRam, HostRegion},
     pci::assign,
+    suspend::{self, Memory, Reader, Written},
     topology::Topology,
     variables,
     vcpu::{EventSink, Vcpu, VcpuConfig},
@@ -52,6 +55,8 @@ pub struct MachineFiles {
     pub disks: Vec<File>,
     pub cd: Option<File>,
     pub network: Option<OwnedFd>,
+    /// The saved state that the machine goes on from.
+    pub saved: Option<File>,
 }
 
 /// What is in memory before the first instruction.
@@ -69,10 +74,12 @@ pub struct Machine {
     ram: GuestRam,
     facts: MachineFacts,
     image: BootImage,
+    /// What it was restored from, until it goes on.
+    saved: Option<Reader>,
 }
 
 impl Machine {
-    /// Makes the machine, powered on and paused before its first instruction.
+    /// Makes the machine, paused: powered on and before its first instruction, or where a saved state stopped.
     pub fn new(
         spec: &GuestSpec,
         files: MachineFiles,
@@ -80,7 +87,8 @@ impl Machine {
         vcpu_events: EventSink,
         log: &GuestLog,
     ) -> io::Result<Machine> {
-        let ram = GuestRam::new(spec.memory_bytes)?;
+        let saved = files.saved.map(|file| saved_state_of(spec, file)).transpose()?;
+        let ram = GuestRam::with_pages(spec.memory_bytes, spec.huge_pages)?;
         let vm = Vm::new(files.kvm, &ram)?;
         let facts = facts(spec, &vm);
         let vga_rom = match files.vga_rom {
@@ -108,13 +116,15 @@ impl Machine {
         let device_files = DeviceFiles { disks: files.disks, cd: files.cd, network: files.network, vga_rom, flash };
         let board: Arc<dyn Board> = Arc::clone(&vm) as _;
         let devices = Devices::new(&board, &ram, spec, &facts, device_files, listeners, log)?;
-        let mut machine = Machine { vcpus: Vec::new(), devices, vm, ram, facts, image };
+        let mut machine = Machine { vcpus: Vec::new(), devices, vm, ram, facts, image, saved: None };
         machine.vm.remember_power_on()?;
-        let start = machine.load()?;
+        let start = if saved.is_some() { None } else { machine.load()? };
         for index in 0..spec.cpus {
             let config = VcpuConfig {
                 index,
                 topology: machine.facts.topology,
+                model: spec.cpu_model,
+                hyperv: spec.hyperv,
                 start: if index == 0 { start } else { None },
                 pio: machine.devices.pio.view(),
                 mmio: machine.devices.mmio.view(),
@@ -122,7 +132,63 @@ impl Machine {
             };
             machine.vcpus.push(Vcpu::new(&machine.vm, config)?);
         }
+        if let Some(reader) = saved {
+            machine.restore(reader)?;
+        }
         Ok(machine)
+    }
+
+    /// Writes the paused machine to a file, from which another goes on. `progress` gets the bytes of memory that were looked at.
+    ///
+    /// Errors: as `suspend::write`; this machine can go on after any.
+    pub fn suspend(
+        &self,
+        spec: &GuestSpec,
+        file: &File,
+        progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> io::Result<Written> {
+        let mut states = self.devices.save();
+        states.push(("kvm".into(), self.vm.save()?));
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            states.push((format!("vcpu-{index}"), vcpu.save(&self.vm)?));
+        }
+        suspend::write(file, spec, &states, &self.memory(), progress)
+    }
+
+    /// Onto a machine as after power on. The order matters: lines before the controllers that know them, those before the vCPUs.
+    fn restore(&mut self, mut reader: Reader) -> io::Result<()> {
+        self.devices.hold();
+        // What takes long comes first: clocks go on from the moment in which they are set.
+        reader.read_memory(&self.memory())?;
+        self.devices.restore(&mut |name| reader.take(name)).map_err(io::Error::other)?;
+        self.vm.restore(&reader.take("kvm").map_err(io::Error::other)?)?;
+        let mut vcpus = Vec::new();
+        for index in 0..self.vcpus.len() {
+            vcpus.push(reader.take(&format!("vcpu-{index}")).map_err(io::Error::other)?);
+        }
+        if let Some(name) = reader.left() {
+            return Err(io::Error::other(format!("the saved state has a part that this machine has not: {name}")));
+        }
+        // KVM writes the guest's clock into memory when its registers are set.
+        for (vcpu, state) in self.vcpus.iter().zip(&vcpus) {
+            vcpu.restore(state)?;
+        }
+        self.devices.screen.redraw();
+        self.saved = Some(reader);
+        Ok(())
+    }
+
+    /// From here on the guest goes on in this machine and in no other: what it was restored from is of no more use. Before the
+    /// first `resume`; says whether it was restored.
+    pub fn begin(&mut self) -> io::Result<bool> {
+        match self.saved.take() {
+            Some(reader) => reader.spend().map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    fn memory(&self) -> Memory<'_> {
+        Memory { ram: &self.ram, video: &self.devices.video }
     }
 
     /// Stops the guest; returns when no vCPU runs and no I/O is in flight. Again is nothing.
@@ -203,6 +269,17 @@ impl Machine {
         self.devices.vga.lock().unwrap_or_else(PoisonError::into_inner).start_in_text_mode();
         Ok(())
     }
+}
+
+/// Opens the saved state of the very same machine.
+fn saved_state_of(spec: &GuestSpec, file: File) -> io::Result<Reader> {
+    let reader = Reader::open(file)?;
+    // What a single start does otherwise is over.
+    let lasting = |spec: &GuestSpec| GuestSpec { first_boot: None, ..spec.clone() };
+    if lasting(reader.spec()) != lasting(spec) {
+        return Err(io::Error::other("the guest was changed after it was suspended; discard its saved state"));
+    }
+    Ok(reader)
 }
 
 fn facts(spec: &GuestSpec, vm: &Vm) -> MachineFacts {

@@ -78,12 +78,19 @@ pub struct RamSpan {
 impl GuestRam {
     /// Anonymous, zeroed RAM in the shape of `layout`: without the VGA window, split at 3 GiB.
     pub fn new(memory_bytes: u64) -> io::Result<GuestRam> {
+        GuestRam::with_pages(memory_bytes, false)
+    }
+
+    /// As `new`; when `huge`, out of the huge pages of 2 MiB that the host has set aside.
+    ///
+    /// Errors: what is missing and the remedy, when there are not so many.
+    pub fn with_pages(memory_bytes: u64, huge: bool) -> io::Result<GuestRam> {
         let (low, high) = layout::split_ram(memory_bytes);
         let window = layout::VGA_WINDOW;
         let (mut blocks, mut regions) = (Vec::new(), Vec::new());
         let high = layout::HIGH_RAM_START..layout::HIGH_RAM_START + high;
-        regions.extend(block(&[0..low.min(window.start), window.end..low], &mut blocks)?);
-        regions.extend(block(std::slice::from_ref(&high), &mut blocks)?);
+        regions.extend(block(&[0..low.min(window.start), window.end..low], huge, &mut blocks)?);
+        regions.extend(block(std::slice::from_ref(&high), huge, &mut blocks)?);
         let map = GuestMemoryMmap::from_regions(regions).map_err(io::Error::other)?;
         let ram = GuestRam { mapped: Arc::new(Mapped { map, _blocks: blocks }) };
         for range in ram.ranges() {
@@ -241,10 +248,23 @@ fn advance(mut iovecs: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iove
 
 /// Maps one block and makes regions of it for the guest addresses in `parts`, which ascend from a huge page's border. The block's own border
 /// is one too: at any other place KVM would map the guest's memory in small pages, and each would cost an exit.
-fn block(parts: &[Range<u64>], blocks: &mut Vec<MmapRegion>) -> io::Result<Vec<GuestRegionMmap>> {
+fn block(parts: &[Range<u64>], huge: bool, blocks: &mut Vec<MmapRegion>) -> io::Result<Vec<GuestRegionMmap>> {
     let parts: Vec<_> = parts.iter().filter(|part| !part.is_empty()).collect();
     let (Some(first), Some(last)) = (parts.first(), parts.last()) else { return Ok(Vec::new()) };
-    let whole = MmapRegion::new(to_usize(last.end - first.start)? + HUGE_PAGE_BYTES).map_err(io::Error::other)?;
+    let bytes = to_usize(last.end - first.start)?;
+    let whole = if huge {
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let whole = bytes.next_multiple_of(HUGE_PAGE_BYTES);
+        // Without MAP_NORESERVE: they are ours from here on, or the call fails.
+        MmapRegion::build(None, whole, access, flags | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB).map_err(|_| {
+            let pages = whole / HUGE_PAGE_BYTES;
+            io::Error::other(format!(
+                "the host has not set aside {pages} huge pages of 2 MiB; raise vm.nr_hugepages, or do without them"
+            ))
+        })?
+    } else {
+        MmapRegion::new(bytes + HUGE_PAGE_BYTES).map_err(io::Error::other)?
+    };
     let to_border = whole.as_ptr().align_offset(HUGE_PAGE_BYTES);
     let mut regions = Vec::new();
     for part in &parts {

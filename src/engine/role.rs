@@ -1,6 +1,7 @@
 //! The engine process: takes what it was handed, becomes nobody in particular, runs the guest, says how it ended.
 
 use std::{
+    collections::VecDeque,
     fs::File,
     io::{self, Read, Seek, Write},
     os::{fd::OwnedFd, unix::net::UnixListener},
@@ -16,7 +17,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::{
     console,
-    control::{self, Announcer, Order},
+    control::{self, Announcer, Answer, Order},
     devices::Listeners,
     disk::RawFile,
     input::{InputSink, KeyCode},
@@ -24,6 +25,7 @@ use super::{
     machine::{Machine, MachineFiles},
     pvpanic::Panic,
     rfb,
+    suspend_watch::{GivenUp, SuspendWatch},
     vcpu::VcpuEvent,
 };
 use crate::{
@@ -110,6 +112,7 @@ fn take_hands() -> io::Result<(EngineStart, Hands)> {
             initrd: find(&Handed::Initrd).map(File::from),
             cd: find(&Handed::Cd).map(File::from),
             network: find(&Handed::Network),
+            saved: find(&Handed::Saved).map(File::from),
             disks,
         },
         log: GuestLog::new(File::from(find(&Handed::Log).ok_or_else(|| missing("log"))?)),
@@ -168,7 +171,7 @@ fn guest(start: &EngineStart, hands: Hands) -> io::Result<EngineEnd> {
         spec.memory_bytes >> 20
     ));
     let cd_present = hands.machine.cd.is_some();
-    let machine = Machine::new(spec, hands.machine, &listeners, sink, &hands.log)?;
+    let mut machine = Machine::new(spec, hands.machine, &listeners, sink, &hands.log)?;
     let announcer = Announcer::new(Hello {
         protocol: PROTOCOL,
         version: env!("CARGO_PKG_VERSION").into(),
@@ -182,6 +185,9 @@ fn guest(start: &EngineStart, hands: Hands) -> io::Result<EngineEnd> {
         agent: None,
     });
     serve_consoles(&machine, hands.serial, hands.vnc, spec)?;
+    if machine.begin()? {
+        hands.log.say("engine: the guest goes on where it was suspended");
+    }
     machine.resume();
     control::serve(hands.control, orders, announcer.clone())?;
     let (log, scrollback) = (hands.log, hands.scrollback);
@@ -195,6 +201,8 @@ fn guest(start: &EngineStart, hands: Hands) -> io::Result<EngineEnd> {
         crashes: 0,
         on_watchdog: spec.watchdog,
         asked_us,
+        spec: spec.clone(),
+        later: VecDeque::new(),
     };
     let end = keeper.follow(&inbox);
     keeper.machine.devices.close();
@@ -260,13 +268,17 @@ struct Keeper {
     on_watchdog: Watchdog,
     /// When somebody wished for this process, on the monotonic clock.
     asked_us: u64,
+    spec: GuestSpec,
+    /// What came while the guest was being suspended.
+    later: VecDeque<Order>,
 }
 
 impl Keeper {
     fn follow(&mut self, inbox: &Receiver<Order>) -> EngineEnd {
         let off = |reason: &str| EngineEnd { how: EndKind::Off, reason: reason.into() };
-        while let Ok(order) = inbox.recv() {
+        while let Some(order) = self.later.pop_front().or_else(|| inbox.recv().ok()) {
             let end = match order {
+                Order::Request { action: EngineAction::Suspend, file, answer } => self.suspend(file, answer, inbox),
                 Order::Request { action: EngineAction::PowerOff, answer, .. } => {
                     self.machine.pause();
                     answer.done();
@@ -323,7 +335,7 @@ impl Keeper {
         off("nobody gives orders any more")
     }
 
-    fn request(&mut self, action: EngineAction, file: Option<File>, answer: control::Answer) -> Option<EngineEnd> {
+    fn request(&mut self, action: EngineAction, file: Option<File>, answer: Answer) -> Option<EngineEnd> {
         match action {
             EngineAction::Pause => {
                 self.pause(None);
@@ -346,6 +358,7 @@ impl Keeper {
                     answer.done();
                 }
             }
+            EngineAction::Suspend => answer.refused("The guest is being suspended already."),
             EngineAction::ChangeCd => match self.change_cd(file) {
                 Ok(()) => answer.done(),
                 Err(error) => answer.refused(format!("The medium cannot be used: {error}")),
@@ -367,6 +380,65 @@ impl Keeper {
                 answer.with(statistics.to_string().into_bytes());
             }
             EngineAction::PowerOff => {}
+        }
+        None
+    }
+
+    /// Writes the guest to `file` and ends; when that cannot be done, or is given up, the guest does what it did before.
+    fn suspend(&mut self, file: Option<File>, answer: Answer, inbox: &Receiver<Order>) -> Option<EngineEnd> {
+        let Some(file) = file else {
+            answer.refused("No file was handed over to suspend the guest to.");
+            return None;
+        };
+        self.machine.pause();
+        self.later.extend(inbox.try_iter());
+        // What a vCPU asked for before it was parked comes first, or it would be lost.
+        if self.later.iter().any(|order| matches!(order, Order::Vcpu(_))) {
+            self.later.push_back(Order::Request { action: EngineAction::Suspend, file: Some(file), answer });
+            return None;
+        }
+        let was_paused = std::mem::replace(&mut self.paused, true);
+        let before = self.announcer.hello().observed;
+        let mut watch = SuspendWatch {
+            inbox,
+            announcer: &self.announcer,
+            screen: &self.machine.devices.screen,
+            total: self.spec.memory_bytes,
+            given_up: None,
+            later: std::mem::take(&mut self.later),
+            told: None,
+        };
+        // Seen before the reply is.
+        let _ = watch.progress(0);
+        answer.done();
+        let begun = Instant::now();
+        let written = self.machine.suspend(&self.spec, &file, &mut |looked| watch.progress(looked));
+        let (given_up, later) = (watch.given_up, watch.later);
+        self.later = later;
+        let failure = match (written, given_up) {
+            (Ok(written), _) => {
+                let (file, memory) = (written.file_bytes >> 10, written.memory_bytes >> 10);
+                let millis = begun.elapsed().as_millis();
+                self.log.say(&format!("engine: suspended: {file} KiB, {memory} KiB of them memory, in {millis} ms"));
+                return Some(EngineEnd { how: EndKind::Suspended, reason: "the guest was suspended".into() });
+            }
+            (Err(_), Some(GivenUp::PowerOff)) => {
+                return Some(EngineEnd { how: EndKind::Off, reason: "powered off".into() });
+            }
+            (Err(_), Some(GivenUp::Resume)) => None,
+            (Err(error), None) => Some(error.to_string()),
+        };
+        if let Some(reason) = &failure {
+            self.log.say(&format!("engine: the guest could not be suspended: {reason}"));
+        }
+        if was_paused && failure.is_some() {
+            let message = EngineMessage::State(before.clone());
+            self.announcer.say(|hello| hello.observed = before, &message);
+        } else {
+            self.resume();
+        }
+        if let Some(reason) = failure {
+            self.announcer.say(|_| {}, &EngineMessage::SuspendFailed(reason));
         }
         None
     }

@@ -10,14 +10,15 @@ use std::{
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
     },
     thread::JoinHandle,
     time::Duration,
 };
 
 use kvm_bindings::{
-    KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_debugregs, kvm_fpu,
-    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    KVM_CAP_HYPERV_SYNIC2, KVM_EXIT_HYPERV_HCALL, KVM_INTERNAL_ERROR_EMULATION,
+    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_enable_cap,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -27,11 +28,13 @@ use super::{
     bus::{BusView, Effect, Width, from_le, to_le},
     cpuid,
     devices::Board,
+    saved::State,
     start_state,
     topology::Topology,
+    vcpu_state::VcpuState,
     vm::Vm,
 };
-use crate::types::monotonic_us;
+use crate::{spec::CpuModel, types::monotonic_us};
 
 /// What a vCPU tells the machine. The sender has parked itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,9 +56,13 @@ pub type EventSink = Arc<dyn Fn(VcpuEvent) + Send + Sync>;
 enum Order {
     Run,
     Park,
-    Reset,
+    /// Do what is in `work`, and park again.
+    Work,
     End,
 }
+
+/// What a parked vCPU's thread is asked to do with it.
+type Work = Box<dyn FnOnce(&VcpuFd, &VcpuState) + Send>;
 
 /// Between the machine's thread and one vCPU thread.
 struct Gate {
@@ -68,8 +75,7 @@ struct Gate {
 struct Inner {
     order: Order,
     parked: bool,
-    start: Option<StartState>,
-    reset_error: Option<io::Error>,
+    work: Option<Work>,
 }
 
 impl Gate {
@@ -102,6 +108,9 @@ const KICK_INTERVAL: Duration = Duration::from_millis(1);
 pub struct VcpuConfig {
     pub index: u32,
     pub topology: Topology,
+    pub model: CpuModel,
+    /// With Hyper-V's enlightenments.
+    pub hyperv: bool,
     /// Where it begins after power on and reset; `None` waits for another vCPU to wake it.
     pub start: Option<StartState>,
     pub pio: BusView,
@@ -115,9 +124,19 @@ impl Vcpu {
         // KVM's number of a vCPU is its local APIC id.
         let apic_id = config.topology.apic_id(config.index);
         let fd = vm.create_vcpu(apic_id)?;
-        let features = cpuid::for_vcpu(vm.supported_cpuid()?, apic_id, config.topology, vm.has_tsc_deadline());
+        let features = cpuid::Features {
+            host: vm.supported_cpuid()?,
+            model: config.model,
+            hyperv: config.hyperv.then(|| vm.enlightenments()).flatten(),
+            tsc_deadline: vm.has_tsc_deadline(),
+        };
+        if features.hyperv.is_some_and(|enlightenments| enlightenments.synic) {
+            let synic = kvm_enable_cap { cap: KVM_CAP_HYPERV_SYNIC2, ..Default::default() };
+            fd.enable_cap(&synic).map_err(named("cannot give the guest Hyper-V's interrupt controller"))?;
+        }
+        let features = features.for_vcpu(apic_id, config.topology).map_err(io::Error::other)?;
         fd.set_cpuid2(&features).map_err(named("cannot set the processor's features"))?;
-        let power_on = PowerOn::capture(&fd, &vm.msr_indexes()?)?;
+        let power_on = VcpuState::capture(&fd, &vm.msr_indexes()?)?;
         if let Some(start) = &config.start {
             start_state::apply(&fd, start)?;
         }
@@ -125,7 +144,7 @@ impl Vcpu {
             vm.coalesce_window(&fd, config.mmio.clone());
         }
         register_signal_handler(SIGRTMIN(), on_kick).map_err(io::Error::from)?;
-        let inner = Inner { order: Order::Park, parked: false, start: config.start, reset_error: None };
+        let inner = Inner { order: Order::Park, parked: false, work: None };
         let gate =
             Arc::new(Gate { attention: AtomicBool::new(true), inner: Mutex::new(inner), changed: Condvar::new() });
         let exits = Arc::new(AtomicU64::new(0));
@@ -177,17 +196,35 @@ impl Vcpu {
         }
     }
 
-    /// Puts a parked vCPU back to its state after power on; it stays parked. `start` replaces where it begins.
+    /// Puts a parked vCPU back to its state after power on; it stays parked. `start` is where it begins.
     pub fn reset(&self, start: Option<StartState>) -> io::Result<()> {
-        if start.is_some() {
-            self.gate.lock().start = start;
-        }
-        self.gate.order(Order::Reset);
-        let mut inner = self.gate.lock();
-        while inner.order == Order::Reset {
-            inner = self.gate.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
-        }
-        inner.reset_error.take().map_or(Ok(()), Err)
+        self.parked_do(move |fd, power_on| {
+            power_on.reset(fd)?;
+            start.as_ref().map_or(Ok(()), |start| start_state::apply(fd, start))
+        })
+    }
+
+    /// The state of a parked vCPU.
+    pub fn save(&self, vm: &Vm) -> io::Result<State> {
+        let indexes = vm.msr_indexes()?;
+        self.parked_do(move |fd, _| Ok(VcpuState::capture(fd, &indexes)?.save()))
+    }
+
+    /// Has a parked vCPU go on from there; it stays parked.
+    pub fn restore(&self, state: &State) -> io::Result<()> {
+        let saved = VcpuState::of(state).map_err(io::Error::other)?;
+        self.parked_do(move |fd, _| saved.resume(fd))
+    }
+
+    /// Has the thread do something with its parked vCPU, and waits for it.
+    fn parked_do<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&VcpuFd, &VcpuState) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let (tell, told) = mpsc::sync_channel(1);
+        self.gate.lock().work = Some(Box::new(move |fd, power_on| drop(tell.send(work(fd, power_on)))));
+        self.gate.order(Order::Work);
+        told.recv().unwrap_or_else(|_| Err(io::Error::other("the thread of a vCPU has ended")))
     }
 }
 
@@ -218,7 +255,7 @@ fn named(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> io::Error {
 struct Runner {
     fd: VcpuFd,
     vm: Arc<Vm>,
-    power_on: PowerOn,
+    power_on: VcpuState,
     gate: Arc<Gate>,
     pio: BusView,
     mmio: BusView,
@@ -268,10 +305,12 @@ impl Runner {
                     return true;
                 }
                 Order::End => return false,
-                Order::Reset => {
-                    inner.reset_error = self.power_on.restore(&self.fd, inner.start.as_ref()).err();
+                // The lock is kept: whoever waits for the result gives the next order after this one is over.
+                Order::Work => {
                     inner.order = Order::Park;
-                    gate.changed.notify_all();
+                    if let Some(work) = inner.work.take() {
+                        work(&self.fd, &self.power_on);
+                    }
                 }
                 Order::Park => inner = gate.changed.wait(inner).unwrap_or_else(PoisonError::into_inner),
             }
@@ -313,6 +352,10 @@ impl Runner {
             }
             Ok(VcpuExit::MmioWrite(at, data)) => self.mmio.write_bytes(at, data),
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => Effect::None,
+            Ok(VcpuExit::Hyperv) => {
+                self.refuse_hypercall();
+                Effect::None
+            }
             Ok(VcpuExit::Shutdown) => return Step::Tell(VcpuEvent::TripleFault),
             Ok(VcpuExit::InternalError) => return Step::Tell(self.internal_error()),
             Ok(VcpuExit::FailEntry(reason, _)) => {
@@ -340,6 +383,19 @@ impl Runner {
     fn io_size(&mut self) -> usize {
         // SAFETY: the exit reason is KVM_EXIT_IO, which makes `io` the valid field; every bit pattern of it is valid.
         usize::from(unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io.size })
+    }
+
+    /// A call of Hyper-V's that KVM does not carry out is one that nobody offered. The other reasons for this exit only tell.
+    fn refuse_hypercall(&mut self) {
+        const INVALID_HYPERCALL_CODE: u64 = 2;
+        // SAFETY: the exit reason is KVM_EXIT_HYPERV, which makes `hyperv` the valid field, and its type says which of its
+        // parts is; every bit pattern of them is valid.
+        unsafe {
+            let hyperv = &mut self.fd.get_kvm_run().__bindgen_anon_1.hyperv;
+            if hyperv.type_ == KVM_EXIT_HYPERV_HCALL {
+                hyperv.u.hcall.result = INVALID_HYPERCALL_CODE;
+            }
+        }
     }
 
     fn internal_error(&mut self) -> VcpuEvent {
@@ -414,72 +470,6 @@ fn port_in(bus: &mut BusView, port: u16, size: usize, data: &mut [u8]) {
     for piece in data.chunks_exact_mut(size.max(1)) {
         let Some(width) = Width::from_bytes(piece.len()) else { break };
         to_le(bus.read(u64::from(port), width), piece);
-    }
-}
-
-/// A vCPU's state before its first instruction. A reset restores it in place: memory slots, doorbells and descriptors stay.
-/// Among the registers are kvmclock's, steal time's and async page faults', all zero, so KVM stops writing into the guest.
-struct PowerOn {
-    regs: kvm_regs,
-    sregs: kvm_sregs,
-    fpu: kvm_fpu,
-    xcrs: Option<kvm_xcrs>,
-    debug: Option<kvm_debugregs>,
-    lapic: kvm_lapic_state,
-    mp_state: kvm_mp_state,
-    events: kvm_vcpu_events,
-    msrs: Vec<kvm_msr_entry>,
-}
-
-/// The time stamp counter goes on through a reset.
-const MSR_TSC: u32 = 0x10;
-
-impl PowerOn {
-    fn capture(fd: &VcpuFd, msr_indexes: &[u32]) -> io::Result<PowerOn> {
-        let mut msrs = Vec::new();
-        for &index in msr_indexes.iter().filter(|&&index| index != MSR_TSC) {
-            let entry = kvm_msr_entry { index, ..Default::default() };
-            let mut one = kvm_bindings::Msrs::from_entries(&[entry]).map_err(|_| io::ErrorKind::OutOfMemory)?;
-            if fd.get_msrs(&mut one).is_ok_and(|count| count == 1) {
-                msrs.extend_from_slice(one.as_slice());
-            }
-        }
-        Ok(PowerOn {
-            regs: fd.get_regs().map_err(named("cannot read the registers"))?,
-            sregs: fd.get_sregs().map_err(named("cannot read the system registers"))?,
-            fpu: fd.get_fpu().map_err(named("cannot read the floating point registers"))?,
-            // A host without XSAVE says there are none, and takes none.
-            xcrs: fd.get_xcrs().ok().filter(|xcrs| xcrs.nr_xcrs > 0),
-            debug: fd.get_debug_regs().ok(),
-            lapic: fd.get_lapic().map_err(named("cannot read the local interrupt controller"))?,
-            mp_state: fd.get_mp_state().map_err(named("cannot read the run state"))?,
-            events: fd.get_vcpu_events().map_err(named("cannot read pending events"))?,
-            msrs,
-        })
-    }
-
-    fn restore(&self, fd: &VcpuFd, start: Option<&StartState>) -> io::Result<()> {
-        fd.set_sregs(&self.sregs).map_err(named("cannot reset the system registers"))?;
-        fd.set_regs(&self.regs).map_err(named("cannot reset the registers"))?;
-        fd.set_fpu(&self.fpu).map_err(named("cannot reset the floating point registers"))?;
-        if let Some(xcrs) = &self.xcrs {
-            fd.set_xcrs(xcrs).map_err(named("cannot reset the extended control registers"))?;
-        }
-        if let Some(debug) = &self.debug {
-            fd.set_debug_regs(debug).map_err(named("cannot reset the debug registers"))?;
-        }
-        fd.set_lapic(&self.lapic).map_err(named("cannot reset the local interrupt controller"))?;
-        for entry in &self.msrs {
-            let one = kvm_bindings::Msrs::from_entries(&[*entry]).map_err(|_| io::ErrorKind::OutOfMemory)?;
-            // Some are read-only in this kernel and so cannot have changed.
-            let _ = fd.set_msrs(&one);
-        }
-        fd.set_mp_state(self.mp_state).map_err(named("cannot reset the run state"))?;
-        fd.set_vcpu_events(&self.events).map_err(named("cannot reset pending events"))?;
-        match start {
-            Some(start) => start_state::apply(fd, start),
-            None => Ok(()),
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "KVM memory slots take host addresses")]
 
 use std::{
+    ffi::c_ulong,
     fs::File,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd},
@@ -12,10 +13,11 @@ use std::{
 use kvm_bindings::{
     CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_COALESCED_MMIO_PAGE_OFFSET, KVM_IRQ_ROUTING_IRQCHIP,
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
+    KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_clock_data, kvm_enable_cap, kvm_irq_routing_entry,
     kvm_irq_routing_irqchip, kvm_irqchip, kvm_msi, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
@@ -23,10 +25,12 @@ use super::{
     coalesced::{self, CoalescedWrites},
     devices::Board,
     event::Event,
+    hyperv::Enlightenments,
     irq::{MsiMessage, MsiSink},
     layout,
     memory::{Gpa, GuestRam, HostRegion},
     pci::root::Placement,
+    saved::{BadState, State},
 };
 
 const KVM_API_VERSION: i32 = 12;
@@ -62,11 +66,23 @@ struct VideoSlot {
     at: Option<u64>,
 }
 
-/// PIC, IOAPIC and PIT as they were before the first instruction; a reset puts them back.
+/// PIC, IOAPIC and PIT. As they were before the first instruction they are kept for resets.
+#[derive(Serialize, Deserialize)]
 struct Controllers {
     chips: [kvm_irqchip; 3],
     pit: kvm_pit_state2,
 }
+
+/// What KVM keeps of the machine beside its vCPUs.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    controllers: Controllers,
+    /// Nanoseconds of the guest's clock (kvmclock).
+    clock_ns: u64,
+}
+
+const KIND: &str = "kvm-machine";
+const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
 
 fn kvm_error(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> io::Error {
     move |error| io::Error::other(format!("{what}: {}", io::Error::from_raw_os_error(error.errno())))
@@ -110,6 +126,11 @@ impl Vm {
         self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_error("cannot read the processor's features"))
     }
 
+    /// What of Hyper-V this KVM can be.
+    pub(super) fn enlightenments(&self) -> Option<Enlightenments> {
+        Enlightenments::of(|cap| self.fd.check_extension_raw(c_ulong::from(cap)) > 0)
+    }
+
     /// Whether the local timer can run in deadline mode.
     pub fn has_tsc_deadline(&self) -> bool {
         self.kvm.check_extension(Cap::TscDeadlineTimer)
@@ -146,24 +167,51 @@ impl Vm {
 
     /// Remembers interrupt controllers and timer as they are; before the first vCPU runs.
     pub fn remember_power_on(&self) -> io::Result<()> {
-        let mut chips = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC]
-            .map(|chip_id| kvm_irqchip { chip_id, ..Default::default() });
-        for chip in &mut chips {
-            self.fd.get_irqchip(chip).map_err(kvm_error("cannot read an interrupt controller"))?;
-        }
-        let pit = self.fd.get_pit2().map_err(kvm_error("cannot read the interval timer"))?;
-        *self.at_power_on.lock().unwrap_or_else(PoisonError::into_inner) = Some(Controllers { chips, pit });
+        *self.at_power_on.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.controllers()?);
         Ok(())
     }
 
     /// Puts interrupt controllers and timer back; every vCPU is parked.
     pub fn reset(&self) -> io::Result<()> {
         let controllers = self.at_power_on.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(controllers) = &*controllers else { return Ok(()) };
-        for chip in &controllers.chips {
-            self.fd.set_irqchip(chip).map_err(kvm_error("cannot reset an interrupt controller"))?;
+        controllers.as_ref().map_or(Ok(()), |controllers| self.set_controllers(controllers))
+    }
+
+    /// Interrupt controllers, timer and clock; every vCPU is parked.
+    pub fn save(&self) -> io::Result<State> {
+        let clock = self.fd.get_clock().map_err(kvm_error("cannot read the guest's clock"))?;
+        Ok(State::new(KIND, 1, &Saved { controllers: self.controllers()?, clock_ns: clock.clock }))
+    }
+
+    /// Goes on from there. After the devices have set their lines: what the controllers knew of them is put over it, so that no
+    /// line that was high becomes an edge. Before the vCPUs: their clocks follow from this one.
+    pub fn restore(&self, state: &State) -> io::Result<()> {
+        let Saved { controllers, clock_ns } = state.fields(KIND, 1).map_err(io::Error::other)?;
+        if controllers.chips.iter().map(|chip| chip.chip_id).ne(CHIPS) {
+            return Err(io::Error::other(BadState::new(
+                KIND,
+                "these are not the interrupt controllers of this machine",
+            )));
         }
-        self.fd.set_pit2(&controllers.pit).map_err(kvm_error("cannot reset the interval timer"))
+        self.set_controllers(&controllers)?;
+        let clock = kvm_clock_data { clock: clock_ns, ..Default::default() };
+        self.fd.set_clock(&clock).map_err(kvm_error("cannot set the guest's clock"))
+    }
+
+    fn controllers(&self) -> io::Result<Controllers> {
+        let mut chips = CHIPS.map(|chip_id| kvm_irqchip { chip_id, ..Default::default() });
+        for chip in &mut chips {
+            self.fd.get_irqchip(chip).map_err(kvm_error("cannot read an interrupt controller"))?;
+        }
+        let pit = self.fd.get_pit2().map_err(kvm_error("cannot read the interval timer"))?;
+        Ok(Controllers { chips, pit })
+    }
+
+    fn set_controllers(&self, controllers: &Controllers) -> io::Result<()> {
+        for chip in &controllers.chips {
+            self.fd.set_irqchip(chip).map_err(kvm_error("cannot set an interrupt controller"))?;
+        }
+        self.fd.set_pit2(&controllers.pit).map_err(kvm_error("cannot set the interval timer"))
     }
 
     /// Makes ISA interrupts level-triggered, one bit each: what firmware does through ports 4D0 and 4D1.

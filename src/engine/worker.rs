@@ -159,6 +159,12 @@ impl<S: Session> Worker<S> {
         self.0.changed.notify_all();
     }
 
+    /// Looks at what a worker has; nothing when the driver does not run, or broke the rules.
+    pub fn look<T>(&self, at: impl FnOnce(&S) -> T) -> Option<T> {
+        let state = self.stop();
+        state.session.as_ref().map(at)
+    }
+
     /// Gives `look` what the device does on its thread and what it has while the driver runs, for its saved state. The thread
     /// is out of `serve` meanwhile.
     ///

@@ -160,6 +160,7 @@ fn now_observed(action: &EngineAction) -> Option<Observed> {
         EngineAction::Reset
         | EngineAction::PressPowerButton
         | EngineAction::PowerOff
+        | EngineAction::Suspend
         | EngineAction::ChangeCd
         | EngineAction::Screenshot { .. }
         | EngineAction::Statistics => None,

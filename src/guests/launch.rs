@@ -90,6 +90,9 @@ pub(super) fn spec_of(row: &GuestRow, disks: &[DiskRow]) -> GuestSpec {
         }
         .map(|backend| NetworkSpec { mac: row.mac, backend, model: row.network_model }),
         watchdog: row.watchdog,
+        cpu_model: row.cpu_model,
+        hyperv: row.hyperv,
+        huge_pages: row.huge_pages,
         boot_order: row.boot_order.clone(),
         first_boot: None,
     }
@@ -113,6 +116,7 @@ fn of_rows(tx: &Tx, row: &GuestRow, disks: &[DiskRow]) -> Result<Launch> {
         cd: place(&row.cd_image_id)?,
         kernel: place(&row.kernel_image_id)?,
         initrd: place(&row.initrd_image_id)?,
+        resume: row.suspended,
         attachment: match &row.network {
             NetworkMode::None => None,
             NetworkMode::Nat => Some(Attachment::Nat),

@@ -1,7 +1,8 @@
 //! The lifecycle of a guest as a pure table: a state and an event give the next state and what to do. `supervisor.rs` does it.
 //!
 //! ```text
-//!            Start             Attached              Shutdown
+//!            Start             Attached              Shutdown       (Suspended: as Stopped, with the guest's state on disk;
+//!                                                                    Start goes on from it, Kill discards it)
 //!  Stopped ─────────▶ Starting ─────────▶ Running ─────────────▶ Stopping ──┐ EngineGone
 //!     ▲  ▲               │                 ▲   │ Told(Paused)      ▲   │     │
 //!     │  └───────────────┼── Failed ◀──────┼───┼──── EngineGone ───┼───┘     │
@@ -22,6 +23,8 @@ use crate::wire::{EndKind, Observed};
 pub enum State {
     /// No engine; the last one ended in order.
     Stopped,
+    /// No engine; the guest's state is on disk, and the next start goes on from there.
+    Suspended,
     /// An engine was asked for, or was found alive, and has not greeted yet.
     Starting,
     Running,
@@ -43,6 +46,8 @@ pub enum Event {
     Pause,
     Resume,
     Reset,
+    /// Write the guest's state to disk and end its engine.
+    Suspend,
     /// A connection to the engine stands and it greeted: after a start, and when the server finds it again.
     Attached(Observed),
     /// The engine said what it does now.
@@ -51,6 +56,8 @@ pub enum Event {
     StartRefused,
     /// The engine's process has ended.
     EngineGone(EndKind),
+    /// The engine, or `hostd`, could not go on from the saved state, which is still there.
+    ResumeFailed,
 }
 
 /// What the supervisor must do.
@@ -60,6 +67,9 @@ pub enum Action {
     SendPause,
     SendResume,
     SendReset,
+    SendSuspend,
+    /// Take the saved state away.
+    Discard,
     PressPowerButton,
     /// End the engine: in order when it listens, by force when it does not. Nothing it says meanwhile counts.
     PullPlug,
@@ -76,8 +86,10 @@ pub struct Refused {
 pub fn step(state: State, event: Event) -> Result<(State, Option<Action>), Refused> {
     use {Action as A, Event as E, State as S};
     Ok(match (state, event) {
-        (S::Stopped | S::Failed, E::Start) => (S::Starting, Some(A::StartEngine)),
+        (S::Stopped | S::Suspended | S::Failed, E::Start) => (S::Starting, Some(A::StartEngine)),
         (S::Starting, E::StartRefused) => (S::Failed, None),
+        (S::Starting | S::Stopping, E::ResumeFailed) => (S::Suspended, None),
+        (S::Suspended, E::Kill) => (S::Stopped, Some(A::Discard)),
 
         // An engine that greets is the truth, whatever was believed before: the server may have been away.
         (S::Stopping, E::Attached(Observed::Running) | E::Told(Observed::Running)) => (S::Stopping, None),
@@ -88,11 +100,13 @@ pub fn step(state: State, event: Event) -> Result<(State, Option<Action>), Refus
 
         (S::Running, E::Pause) => (S::Running, Some(A::SendPause)),
         (S::Paused, E::Resume) => (S::Paused, Some(A::SendResume)),
+        (S::Running | S::Paused, E::Suspend) => (state, Some(A::SendSuspend)),
         (S::Running | S::Paused, E::Reset) => (state, Some(A::SendReset)),
         (S::Running | S::Stopping, E::Shutdown) => (S::Stopping, Some(A::PressPowerButton)),
         (S::Starting | S::Running | S::Paused | S::Stopping, E::Kill) => (S::Stopping, Some(A::PullPlug)),
 
         (S::Starting | S::Running | S::Paused | S::Stopping, E::EngineGone(EndKind::Off)) => (S::Stopped, None),
+        (S::Starting | S::Running | S::Paused | S::Stopping, E::EngineGone(EndKind::Suspended)) => (S::Suspended, None),
         (S::Stopping, E::EngineGone(EndKind::Killed)) => (S::Stopped, None),
         (S::Starting | S::Running | S::Paused, E::EngineGone(EndKind::Killed)) => (S::Failed, None),
         (S::Starting | S::Running | S::Paused | S::Stopping, E::EngineGone(EndKind::Failed)) => (S::Failed, None),
@@ -101,14 +115,21 @@ pub fn step(state: State, event: Event) -> Result<(State, Option<Action>), Refus
 }
 
 impl State {
-    pub const ALL: [State; 6] =
-        [State::Stopped, State::Starting, State::Running, State::Paused, State::Stopping, State::Failed];
+    pub const ALL: [State; 7] = [
+        State::Stopped,
+        State::Suspended,
+        State::Starting,
+        State::Running,
+        State::Paused,
+        State::Stopping,
+        State::Failed,
+    ];
 
     /// Whether an engine lives, or is believed to.
     pub fn is_live(self) -> bool {
         match self {
             State::Starting | State::Running | State::Paused | State::Stopping => true,
-            State::Stopped | State::Failed => false,
+            State::Stopped | State::Suspended | State::Failed => false,
         }
     }
 
@@ -116,6 +137,7 @@ impl State {
     pub fn word(self) -> &'static str {
         match self {
             State::Stopped => "stopped",
+            State::Suspended => "suspended",
             State::Starting => "starting",
             State::Running => "running",
             State::Paused => "paused",
@@ -148,10 +170,13 @@ impl fmt::Display for Refused {
             (E::Pause, S::Paused) => "The guest is paused already.",
             (E::Resume, S::Running) => "The guest runs already.",
             (E::Shutdown, S::Paused) => "The guest is paused and cannot shut down. Resume it first, or power it off.",
-            (E::Shutdown | E::Pause | E::Resume | E::Reset, S::Starting) => {
+            (_, S::Suspended) => "The guest is suspended. Start it to go on, or discard its saved state.",
+            (E::Shutdown | E::Pause | E::Resume | E::Reset | E::Suspend, S::Starting) => {
                 "The guest is just starting. Try again in a moment."
             }
-            (E::Pause | E::Reset | E::Resume, S::Stopping) => "The guest is shutting down. Wait, or power it off.",
+            (E::Pause | E::Reset | E::Resume | E::Suspend, S::Stopping) => {
+                "The guest is shutting down. Wait, or power it off."
+            }
             (_, S::Stopped | S::Failed) => "The guest does not run.",
             (event, state) => return write!(f, "A guest that is {state} cannot do this ({event:?})."),
         };
@@ -179,6 +204,7 @@ mod tests {
             E::Pause,
             E::Resume,
             E::Reset,
+            E::Suspend,
             E::Attached(Observed::Running),
             E::Attached(paused()),
             E::Told(Observed::Running),
@@ -187,6 +213,8 @@ mod tests {
             E::EngineGone(EndKind::Off),
             E::EngineGone(EndKind::Failed),
             E::EngineGone(EndKind::Killed),
+            E::EngineGone(EndKind::Suspended),
+            E::ResumeFailed,
         ]
     }
 
@@ -206,9 +234,9 @@ mod tests {
             for event in all_events() {
                 let word = event_word(&event);
                 text += &match step(state, event) {
-                    Ok((next, Some(action))) => format!("  {word:<19} -> {next:?}, {action:?}\n"),
-                    Ok((next, None)) => format!("  {word:<19} -> {next:?}\n"),
-                    Err(_) => format!("  {word:<19}    refused\n"),
+                    Ok((next, Some(action))) => format!("  {word:<21} -> {next:?}, {action:?}\n"),
+                    Ok((next, None)) => format!("  {word:<21} -> {next:?}\n"),
+                    Err(_) => format!("  {word:<21}    refused\n"),
                 };
             }
         }
@@ -229,7 +257,7 @@ mod tests {
     #[test]
     fn every_refusal_of_a_person_is_a_sentence() {
         for state in State::ALL {
-            for event in all_events().into_iter().take(6) {
+            for event in all_events().into_iter().take(7) {
                 if let Err(refused) = step(state, event.clone()) {
                     let text = refused.to_string();
                     assert!(text.starts_with("The guest") && text.ends_with('.'), "{state:?} {event:?}: {text}");
@@ -275,7 +303,7 @@ mod tests {
             for event in events {
                 state = step(state, event).map_or(state, |(next, _)| next);
             }
-            for how in [EndKind::Off, EndKind::Failed, EndKind::Killed] {
+            for how in [EndKind::Off, EndKind::Failed, EndKind::Killed, EndKind::Suspended] {
                 let after = step(state, Event::EngineGone(how)).map_or(state, |(next, _)| next);
                 prop_assert!(!after.is_live());
             }

@@ -5,7 +5,7 @@ use std::fs::File;
 use super::{
     Guest, Guests, disks,
     launch::{boot_from, place_of, spec_of},
-    lifecycle::Event,
+    lifecycle::{Event, State},
     supervisor::Found,
 };
 use crate::{
@@ -65,6 +65,10 @@ impl Guests {
             network,
             network_model: wanted.network_model.unwrap_or_default(),
             watchdog: wanted.watchdog.unwrap_or_default(),
+            cpu_model: wanted.cpu_model.unwrap_or_default(),
+            hyperv: wanted.hyperv.unwrap_or_default(),
+            huge_pages: wanted.huge_pages.unwrap_or_default(),
+            suspended: false,
             mac: MacAddr::random(),
             failure: None,
             created_ms: now_ms(),
@@ -203,6 +207,10 @@ impl Guests {
 
     fn must_rest(&self, id: &Id, verb: &str) -> Result<()> {
         let state = self.supervisor_of(id)?.status().state;
+        if state == State::Suspended {
+            let text = "The guest is suspended. Start it to go on, or discard its saved state; then it can be";
+            return Err(Error::conflict(format!("{text} {verb}.")));
+        }
         if state.is_live() {
             return Err(Error::conflict(format!("The guest is {state}. It can be {verb} when it has stopped.")));
         }
@@ -381,6 +389,9 @@ fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest, usual: BootKind) -> Result<(Gu
         network,
         network_model,
         watchdog,
+        cpu_model,
+        hyperv,
+        huge_pages,
         add_disks,
         remove_disks,
     } = wanted;
@@ -404,6 +415,9 @@ fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest, usual: BootKind) -> Result<(Gu
     }
     row.network_model = network_model.unwrap_or(row.network_model);
     row.watchdog = watchdog.unwrap_or(row.watchdog);
+    row.cpu_model = cpu_model.unwrap_or(row.cpu_model);
+    row.hyperv = hyperv.unwrap_or(row.hyperv);
+    row.huge_pages = huge_pages.unwrap_or(row.huge_pages);
     let mut disks = rows::disks(tx, id)?;
     if let Some(stranger) = remove_disks.iter().find(|gone| !disks.iter().any(|disk| disk.id == **gone)) {
         return Err(Error::invalid("remove_disks", format!("This guest has no disk {stranger}.")));

@@ -10,6 +10,7 @@ pub mod lifecycle;
 mod make;
 pub mod status;
 pub mod supervisor;
+mod suspended;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -50,6 +51,8 @@ const SETTLE: Duration = Duration::from_secs(5);
 const REACHED: Duration = Duration::from_secs(20);
 /// A screenshot this young is shown again instead of asking the engine.
 const SCREENSHOT_AGE: Duration = Duration::from_secs(1);
+/// The last picture of a guest is kept so long, for pages that look while its engine is going.
+const SCREENSHOT_KEPT: Duration = Duration::from_secs(10);
 /// The end of a guest's log that is shown.
 pub const LOG_TAIL_BYTES: u64 = 64 << 10;
 
@@ -121,13 +124,30 @@ impl Guests {
         let unfinished = store.writing(rows::delete_unfinished).await?;
         disks::remove(&state_dir, &unfinished);
         let guests_run_dir = run_dir.join("guests");
-        let around = Surroundings { store, host, changes, guests_run_dir, runtime: Handle::current() };
-        let all = around.store.reading(rows::list).await?;
+        let around = Surroundings {
+            store,
+            host,
+            changes,
+            state_dir: state_dir.clone(),
+            guests_run_dir,
+            runtime: Handle::current(),
+        };
+        let mut all = around.store.reading(rows::list).await?;
         let live = live_engines(&around.host).await;
         // Sent before the answer: engines that ended while no server looked.
         let mut ended: HashMap<Id, EngineEnd> = HashMap::new();
         while let Ok(gone) = engines_gone.try_recv() {
             ended.insert(gone.guest, gone.end);
+        }
+        for row in all.iter_mut().filter(|row| row.suspended) {
+            let lives = live.as_ref().is_none_or(|live| live.contains(&row.id));
+            if !lives && suspended::find(&state_dir, &row.id) == suspended::Found::Spent {
+                tracing::warn!(guest = %row.id, "the host lost power after the guest had gone on from its saved state");
+                let id = row.id.clone();
+                around.store.writing(move |tx| rows::set_suspended(tx, &id, false)).await?;
+                suspended::remove(&state_dir, &row.id);
+                row.suspended = false;
+            }
         }
         let guests = Guests(Arc::new(Inner {
             around,
@@ -141,14 +161,15 @@ impl Guests {
         let known = live.is_some();
         let live = live.unwrap_or_default();
         for row in all {
+            let saved = row.suspended;
             let found = match (live.contains(&row.id), ended.remove(&row.id)) {
-                (true, _) => Found::Alive { asked_off: !row.desired_on },
-                (false, Some(end)) => Found::Ended(end),
+                (true, _) => Found::Alive { asked_off: !row.desired_on, saved },
+                (false, Some(end)) => Found::Ended { end, saved },
                 (false, None) => {
                     if known && row.desired_on && row.failure.is_none() {
                         to_start.push(row.id.clone());
                     }
-                    Found::Off { failure: row.failure }
+                    if saved { Found::Suspended } else { Found::Off { failure: row.failure } }
                 }
             };
             guests.supervise(row.id, found);
@@ -251,14 +272,19 @@ impl Guests {
     ///
     /// Errors: `Conflict` when it does not fit the state or the guest is not complete; `NotFound`; what the engine says.
     pub async fn act(&self, id: &Id, event: Event) -> Result<()> {
-        if event == Event::Start {
+        let supervisor = self.supervisor_of(id)?;
+        let suspended = supervisor.status().state == State::Suspended;
+        if event == Event::Start || event == Event::Resume && suspended {
             return self.start_once(id, None).await;
         }
-        let supervisor = self.supervisor_of(id)?;
         supervisor.ask(event.clone(), None).await?;
         match event {
             Event::Pause => drop(supervisor.wait_for(SETTLE, |status| status.state != State::Running).await),
             Event::Resume => drop(supervisor.wait_for(SETTLE, |status| status.state != State::Paused).await),
+            Event::Suspend => {
+                let shows = |status: &Status| status.state == State::Suspended || status.reason.is_some();
+                drop(supervisor.wait_for(SETTLE, shows).await);
+            }
             Event::Kill => drop(supervisor.wait_for(SETTLE, |status| !status.state.is_live()).await),
             _ => {}
         }
@@ -296,6 +322,9 @@ impl Guests {
             None => None,
         };
         let status = supervisor.status();
+        if status.state == State::Suspended {
+            return Err(Error::conflict("The guest is suspended. Its CD can be changed when it runs again."));
+        }
         if status.state.is_live() {
             let client = status.client.ok_or_else(no_engine)?;
             let medium = match &image {
@@ -325,9 +354,17 @@ impl Guests {
         if let Some((_, png)) = shots().get(&key).filter(|(taken, _)| taken.elapsed() < SCREENSHOT_AGE) {
             return Ok(png.clone());
         }
-        let png = status.client.ok_or_else(no_engine)?.call(EngineAction::Screenshot { max_width }, None).await?;
+        let client = status.client.ok_or_else(no_engine)?;
+        let png = match client.call(EngineAction::Screenshot { max_width }, None).await {
+            Ok(png) => png,
+            Err(error) => {
+                // An engine that is just ending answers no more; what it showed last is its screen.
+                let last = shots().get(&key).filter(|(taken, _)| taken.elapsed() < SCREENSHOT_KEPT).cloned();
+                return last.map(|(_, png)| png).ok_or(error);
+            }
+        };
         let mut shots = shots();
-        shots.retain(|_, (taken, _)| taken.elapsed() < SCREENSHOT_AGE);
+        shots.retain(|_, (taken, _)| taken.elapsed() < SCREENSHOT_KEPT);
         shots.insert(key, (std::time::Instant::now(), png.clone()));
         Ok(png)
     }

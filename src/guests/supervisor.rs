@@ -15,6 +15,7 @@ use super::{
     engine_client::{Connected, EngineClient},
     lifecycle::{Action, Event, State, step},
     status::{Engine, Status},
+    suspended,
 };
 use crate::{
     changes::{Change, Changes},
@@ -22,7 +23,7 @@ use crate::{
     host_client::HostClient,
     store::{
         Store, Tx, guests,
-        users::{self, CRASHED, FAILED, SWITCHED_OFF},
+        users::{self, CRASHED, FAILED, SUSPEND_FAILED, SWITCHED_OFF},
     },
     types::{Id, now_ms},
     wire::{EndKind, EngineAction, EngineEnd, EngineMessage, HostAnswer, HostRequest, Launch, Observed},
@@ -45,6 +46,7 @@ pub struct Surroundings {
     pub store: Arc<Store>,
     pub host: HostClient,
     pub changes: Changes,
+    pub state_dir: PathBuf,
     /// Where the folders with the engines' sockets are.
     pub guests_run_dir: PathBuf,
     /// Lives as long as the server; handlers run on shorter ones.
@@ -55,10 +57,12 @@ pub struct Surroundings {
 pub enum Found {
     /// No engine; why the last one failed, if it did.
     Off { failure: Option<String> },
+    /// No engine; its state is on disk.
+    Suspended,
     /// Its engine lives. `asked_off`: it was asked to end before.
-    Alive { asked_off: bool },
+    Alive { asked_off: bool, saved: bool },
     /// Its engine has ended while no server looked.
-    Ended(EngineEnd),
+    Ended { end: EngineEnd, saved: bool },
 }
 
 /// The way to a guest's supervisor. It ends when the last of these is gone.
@@ -102,8 +106,9 @@ impl Supervisor {
         let (state, reason) = match &found {
             Found::Off { failure: None } => (State::Stopped, None),
             Found::Off { failure } => (State::Failed, failure.clone()),
-            Found::Alive { asked_off: true } => (State::Stopping, None),
-            Found::Alive { asked_off: false } | Found::Ended(_) => (State::Starting, None),
+            Found::Suspended => (State::Suspended, None),
+            Found::Alive { asked_off: true, .. } => (State::Stopping, None),
+            Found::Alive { asked_off: false, .. } | Found::Ended { .. } => (State::Starting, None),
         };
         let (publish, status) = watch::channel(Status { state, reason, ..Status::unknown() });
         let around_runtime = around.runtime.clone();
@@ -119,6 +124,11 @@ impl Supervisor {
             force_at: None,
             pulled: false,
             crash_noted: false,
+            saved: match found {
+                Found::Off { .. } => false,
+                Found::Suspended => true,
+                Found::Alive { saved, .. } | Found::Ended { saved, .. } => saved,
+            },
         };
         around_runtime.spawn(task.run(found, messages));
         Supervisor { inbox, status, busy: Arc::default() }
@@ -180,14 +190,16 @@ struct Task {
     pulled: bool,
     /// That this engine's guest crashed is in its history.
     crash_noted: bool,
+    /// The guest's state is on disk, and no engine has said that it goes on from there.
+    saved: bool,
 }
 
 impl Task {
     async fn run(mut self, found: Found, mut messages: mpsc::Receiver<Message>) {
         match found {
-            Found::Off { .. } => {}
+            Found::Off { .. } | Found::Suspended => {}
             Found::Alive { .. } => self.connect(),
-            Found::Ended(end) => self.gone(end).await,
+            Found::Ended { end, .. } => self.gone(end).await,
         }
         loop {
             let next = [self.connect_at, self.note_at, self.force_at].into_iter().flatten().min();
@@ -267,6 +279,11 @@ impl Task {
             Some(Action::SendPause) => self.send(EngineAction::Pause, reply),
             Some(Action::SendResume) => self.send(EngineAction::Resume, reply),
             Some(Action::SendReset) => self.send(EngineAction::Reset, reply),
+            Some(Action::SendSuspend) => self.send_suspend(reply),
+            Some(Action::Discard) => {
+                self.forget_saved().await;
+                let _ = reply.send(Ok(()));
+            }
             None => {
                 let _ = reply.send(Ok(()));
             }
@@ -278,8 +295,10 @@ impl Task {
         let on = match event {
             Event::Start | Event::Resume => true,
             Event::Shutdown | Event::Kill => false,
-            Event::Pause | Event::Reset => return Ok(()),
-            Event::Attached(_) | Event::Told(_) | Event::StartRefused | Event::EngineGone(_) => return Ok(()),
+            // Being suspended may yet fail; what it means is kept when it is done.
+            Event::Pause | Event::Reset | Event::Suspend => return Ok(()),
+            Event::Attached(_) | Event::Told(_) => return Ok(()),
+            Event::StartRefused | Event::EngineGone(_) | Event::ResumeFailed => return Ok(()),
         };
         let (guest, starts) = (self.guest.clone(), *event == Event::Start);
         let write = move |tx: &crate::store::Tx| {
@@ -305,6 +324,9 @@ impl Task {
 
     async fn start_refused(&mut self, error: &Error) {
         tracing::warn!(guest = %self.guest, error = %error.for_log(), "the engine was not started");
+        if self.saved && error.kind() != ErrorKind::Conflict {
+            return self.not_resumed(error.to_string()).await;
+        }
         if let Ok((next, _)) = step(self.state(), Event::StartRefused) {
             let reason = error.to_string();
             self.keep_failure(&reason).await;
@@ -342,6 +364,10 @@ impl Task {
         if hello.guest != self.guest {
             tracing::error!(guest = %self.guest, other = %hello.guest, "another guest's engine answers");
             return self.connect_later();
+        }
+        // It greets when it goes on: what it was restored from is spent.
+        if self.saved {
+            self.forget_saved().await;
         }
         let attempt = self.attempt;
         tokio::spawn(async move {
@@ -391,8 +417,46 @@ impl Task {
                 tracing::info!(guest = %self.guest, "the guest was reset");
                 self.change(|status| status.crashed = false);
             }
+            EngineMessage::SuspendFailed(reason) => {
+                tracing::warn!(guest = %self.guest, reason, "the guest could not be suspended");
+                suspended::remove(&self.around.state_dir, &self.guest);
+                self.change(|status| status.reason = Some(format!("The guest could not be suspended: {reason}.")));
+                self.note(SUSPEND_FAILED).await;
+            }
             EngineMessage::Hello(_) | EngineMessage::Reply { .. } => {}
         }
+    }
+
+    /// Has the engine write the guest's state into a file that `hostd` opens.
+    fn send_suspend(&self, reply: oneshot::Sender<Result<()>>) {
+        let Some(client) = self.client() else {
+            let _ = reply.send(Err(Error::new(ErrorKind::Unavailable, "The engine does not answer now; try again.")));
+            return;
+        };
+        let (host, guest) = (self.around.host.clone(), self.guest.clone());
+        tokio::spawn(async move {
+            let result = match host.call(HostRequest::OpenSuspend(guest)).await {
+                Ok((_, mut files)) => client.call(EngineAction::Suspend, files.pop()).await.map(|_| ()),
+                Err(error) => Err(error),
+            };
+            let _ = reply.send(result);
+        });
+    }
+
+    /// The saved state is of no more use.
+    async fn forget_saved(&mut self) {
+        self.saved = false;
+        let guest = self.guest.clone();
+        self.log(self.around.store.writing(move |tx| guests::set_suspended(tx, &guest, false)).await);
+        suspended::remove(&self.around.state_dir, &self.guest);
+    }
+
+    /// The guest did not go on from its saved state, which is still there, or else is forgotten.
+    async fn not_resumed(&mut self, reason: String) {
+        let Ok((next, _)) = step(self.state(), Event::ResumeFailed) else { return };
+        let guest = self.guest.clone();
+        self.log(self.around.store.writing(move |tx| guests::set_desired(tx, &guest, false)).await);
+        self.enter(next, Some(format!("The guest could not go on: {reason}")));
     }
 
     /// What the engine says about itself, unless its plug is being pulled.
@@ -442,9 +506,21 @@ impl Task {
 
     async fn gone(&mut self, end: EngineEnd) {
         let Ok((next, _)) = step(self.state(), Event::EngineGone(end.how)) else { return };
+        let (next, end) = match next {
+            State::Suspended => self.suspended(next, end).await,
+            _ => (next, end),
+        };
         tracing::info!(guest = %self.guest, how = ?end.how, reason = %end.reason, "the engine has ended");
         let reason = (next == State::Failed).then_some(end.reason);
-        self.keep_end(reason.clone()).await;
+        // It ended before it greeted, and what it should have gone on from is still whole.
+        let resumes = self.saved && next != State::Suspended;
+        let whole = resumes && suspended::find(&self.around.state_dir, &self.guest) == suspended::Found::Whole;
+        if resumes && !whole {
+            self.forget_saved().await;
+        }
+        if !whole && next != State::Suspended {
+            self.keep_end(reason.clone()).await;
+        }
         self.attempt += 1; // words that are still on their way do not count
         (self.pulled, self.crash_noted) = (false, false);
         self.publish.send_modify(|status| {
@@ -456,7 +532,26 @@ impl Task {
             status.agent = None;
             status.client = None;
         });
+        if whole {
+            return self.not_resumed(reason.unwrap_or_else(|| "it was powered off.".into())).await;
+        }
         self.enter(next, reason);
+    }
+
+    /// Keeps what the engine wrote; without it the guest has failed.
+    async fn suspended(&mut self, next: State, end: EngineEnd) -> (State, EngineEnd) {
+        if let Err(error) = suspended::keep(&self.around.state_dir, &self.guest) {
+            let reason = format!("the guest was suspended, and its saved state is gone: {error}");
+            return (State::Failed, EngineEnd { how: EndKind::Failed, reason });
+        }
+        self.saved = true;
+        let guest = self.guest.clone();
+        let kept = self.around.store.writing(move |tx| {
+            guests::set_suspended(tx, &guest, true)?;
+            guests::set_desired(tx, &guest, false)
+        });
+        self.log(kept.await);
+        (next, end)
     }
 
     fn on_time(&mut self) {

@@ -168,6 +168,9 @@ impl Engines {
         if matches!(launch.spec.boot, Boot::Bios | Boot::Uefi { .. }) {
             hands.give(Handed::VgaRom, Firmware::VgaRom.open()?);
         }
+        if launch.resume {
+            hands.give(Handed::Saved, self.files.open_saved(guest)?.into());
+        }
         let run_as = self.free_id();
         if let Some(attachment) = &launch.attachment {
             hands.give(Handed::Network, self.connect(guest, attachment, run_as)?);

@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, op
 use crate::{
     error::{Error, ErrorKind, Result},
     host::firmware::Firmware,
-    state_files::{Owner, VARIABLES},
+    state_files::{Owner, SUSPENDED, VARIABLES},
     types::Id,
     wire::Place,
 };
@@ -63,6 +63,26 @@ impl StateFiles {
     /// Opens, or makes, the file that keeps the serial scrollback of a guest that is off, empty.
     pub fn open_scrollback(&self, guest: &Id) -> Result<File> {
         self.open_of_guest(guest, "scrollback", OFlags::TRUNC)
+    }
+
+    /// Opens, or makes, the file that a guest is suspended to, empty.
+    pub fn open_suspend(&self, guest: &Id) -> Result<File> {
+        let [_, part] = SUSPENDED;
+        self.open_of_guest(guest, part, OFlags::TRUNC)
+    }
+
+    /// Opens the saved state that a guest goes on from.
+    pub fn open_saved(&self, guest: &Id) -> Result<File> {
+        let [whole, _] = SUSPENDED;
+        let opened = self
+            .folder_of_guest(guest)
+            .and_then(|own| beneath(&own, Path::new(whole), OFlags::RDWR | OFlags::CLOEXEC))
+            .and_then(regular);
+        opened.map_err(|error| {
+            let text =
+                format!("Cannot open the saved state of the guest: {error}. Discard it to start the guest anew.");
+            Error::new(ErrorKind::Unavailable, text).because(error)
+        })
     }
 
     /// Opens the variables of a guest's UEFI firmware. A new guest, and one whose file was taken away, begins with those of the

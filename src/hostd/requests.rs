@@ -37,6 +37,10 @@ fn carry_out(hostd: &mut Hostd, request: HostRequest) -> Result<(HostAnswer, Opt
                 file.metadata().map_err(|error| Error::internal("Cannot read the file's size.", error))?.len();
             (HostAnswer::File { size_bytes }, Some(file.into()))
         }
+        HostRequest::OpenSuspend(guest) => {
+            let file = hostd.files.open_suspend(&guest)?;
+            (HostAnswer::File { size_bytes: 0 }, Some(file.into()))
+        }
         HostRequest::NetworkStatus => (HostAnswer::NetworkStatus(hostd.networks.status()), None),
         HostRequest::FirmwareStatus => (HostAnswer::FirmwareStatus { uefi: host::firmware::uefi_is_there() }, None),
         HostRequest::Doctor => (HostAnswer::Findings(host::doctor::doctor(&hostd.config.state)), None),

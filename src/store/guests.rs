@@ -7,7 +7,7 @@ use rusqlite::{Row, named_params, params};
 use super::{Tx, get, maybe_parsed, parsed, signed, unsigned};
 use crate::{
     error::{Error, Result},
-    spec::{BootFrom, DiskBus, NetworkModel, Watchdog},
+    spec::{BootFrom, CpuModel, DiskBus, NetworkModel, Watchdog},
     types::{BadValue, Id, MacAddr, Name},
 };
 
@@ -58,7 +58,12 @@ pub struct GuestRow {
     pub network: NetworkMode,
     pub network_model: NetworkModel,
     pub watchdog: Watchdog,
+    pub cpu_model: CpuModel,
+    pub hyperv: bool,
+    pub huge_pages: bool,
     pub mac: MacAddr,
+    /// Its state is on disk, and the next start goes on from there.
+    pub suspended: bool,
     /// Why it failed last; gone at the next start.
     pub failure: Option<String>,
     pub created_ms: i64,
@@ -180,7 +185,11 @@ fn guest(row: &Row) -> rusqlite::Result<GuestRow> {
         network,
         network_model: parsed(row, "network_model")?,
         watchdog: parsed(row, "watchdog")?,
+        cpu_model: parsed(row, "cpu_model")?,
+        hyperv: get(row, "hyperv")?,
+        huge_pages: get(row, "huge_pages")?,
         mac: parsed(row, "mac")?,
+        suspended: get(row, "suspended")?,
         failure: get(row, "failure")?,
         created_ms: get(row, "created_ms")?,
     })
@@ -234,10 +243,10 @@ pub fn insert(tx: &Tx, row: &GuestRow) -> Result<()> {
     name_is_free(tx, &row.name, &row.id)?;
     tx.run(
         "INSERT INTO guests (id, name, machine, desired, note, cpus, sockets, threads, memory_bytes, boot, secure_boot, kernel_image_id,
-             initrd_image_id, cmdline, cd_image_id, boot_order, network, network_model, watchdog, bridge, mac, failure,
+             initrd_image_id, cmdline, cd_image_id, boot_order, network, network_model, watchdog, cpu_model, hyperv, huge_pages, bridge, mac, failure,
              created_ms)
          VALUES (:id, :name, :machine, :desired, :note, :cpus, :sockets, :threads, :memory_bytes, :boot, :secure_boot, :kernel, :initrd,
-             :cmdline, :cd, :boot_order, :network, :network_model, :watchdog, :bridge, :mac, :failure, :created_ms)",
+             :cmdline, :cd, :boot_order, :network, :network_model, :watchdog, :cpu_model, :hyperv, :huge_pages, :bridge, :mac, :failure, :created_ms)",
         named_params! {
             ":id": row.id.as_str(), ":name": row.name.as_str(), ":machine": row.machine,
             ":desired": desired_word(row.desired_on), ":note": row.note, ":cpus": row.cpus,
@@ -246,7 +255,7 @@ pub fn insert(tx: &Tx, row: &GuestRow) -> Result<()> {
             ":initrd": row.initrd_image_id.as_ref().map(Id::as_str),
             ":cmdline": row.cmdline, ":cd": row.cd_image_id.as_ref().map(Id::as_str),
             ":boot_order": boot_order_column(&row.boot_order), ":network_model": row.network_model.as_str(),
-            ":watchdog": row.watchdog.as_str(),
+            ":watchdog": row.watchdog.as_str(), ":cpu_model": row.cpu_model.as_str(), ":hyperv": row.hyperv, ":huge_pages": row.huge_pages,
             ":network": row.network.column(), ":bridge": row.network.bridge(), ":mac": row.mac.to_string(),
             ":failure": row.failure, ":created_ms": row.created_ms,
         },
@@ -262,7 +271,7 @@ pub fn update(tx: &Tx, row: &GuestRow) -> Result<()> {
     tx.run(
         "UPDATE guests SET name = :name, note = :note, cpus = :cpus, sockets = :sockets, threads = :threads, memory_bytes = :memory_bytes, boot = :boot,
              secure_boot = :secure_boot, kernel_image_id = :kernel, initrd_image_id = :initrd, cmdline = :cmdline, cd_image_id = :cd,
-             boot_order = :boot_order, network = :network, network_model = :network_model, watchdog = :watchdog, bridge = :bridge
+             boot_order = :boot_order, network = :network, network_model = :network_model, watchdog = :watchdog, cpu_model = :cpu_model, hyperv = :hyperv, huge_pages = :huge_pages, bridge = :bridge
          WHERE id = :id",
         named_params! {
             ":id": row.id.as_str(), ":name": row.name.as_str(), ":note": row.note, ":cpus": row.cpus,
@@ -271,7 +280,7 @@ pub fn update(tx: &Tx, row: &GuestRow) -> Result<()> {
             ":initrd": row.initrd_image_id.as_ref().map(Id::as_str),
             ":cmdline": row.cmdline, ":cd": row.cd_image_id.as_ref().map(Id::as_str),
             ":boot_order": boot_order_column(&row.boot_order), ":network_model": row.network_model.as_str(),
-            ":watchdog": row.watchdog.as_str(),
+            ":watchdog": row.watchdog.as_str(), ":cpu_model": row.cpu_model.as_str(), ":hyperv": row.hyperv, ":huge_pages": row.huge_pages,
             ":network": row.network.column(), ":bridge": row.network.bridge(),
         },
     )?;
@@ -280,6 +289,11 @@ pub fn update(tx: &Tx, row: &GuestRow) -> Result<()> {
 
 pub fn set_desired(tx: &Tx, id: &Id, on: bool) -> Result<()> {
     tx.run("UPDATE guests SET desired = ?2 WHERE id = ?1", params![id.as_str(), desired_word(on)])?;
+    Ok(())
+}
+
+pub fn set_suspended(tx: &Tx, id: &Id, suspended: bool) -> Result<()> {
+    tx.run("UPDATE guests SET suspended = ?2 WHERE id = ?1", params![id.as_str(), suspended])?;
     Ok(())
 }
 
@@ -392,7 +406,11 @@ pub(crate) mod tests {
             network: NetworkMode::None,
             network_model: NetworkModel::Virtio,
             watchdog: Watchdog::None,
+            cpu_model: CpuModel::Host,
+            hyperv: false,
+            huge_pages: false,
             mac: MacAddr::random(),
+            suspended: false,
             failure: None,
             created_ms: 1,
         }
@@ -431,6 +449,7 @@ pub(crate) mod tests {
         (row.cpus, row.sockets, row.threads) = (8, 2, 4);
         row.network_model = NetworkModel::E1000;
         row.watchdog = Watchdog::PowerOff;
+        (row.cpu_model, row.hyperv, row.huge_pages) = (CpuModel::Portable, true, true);
         row.boot_order = vec![BootFrom::Network];
         row.network = NetworkMode::Nat;
         store.write(|tx| update(tx, &row)).unwrap();

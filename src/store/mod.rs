@@ -30,6 +30,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0004_nvme_e1000.sql"),
     include_str!("migrations/0005_topology.sql"),
     include_str!("migrations/0006_watchdog.sql"),
+    include_str!("migrations/0007_suspended.sql"),
+    include_str!("migrations/0008_processor.sql"),
 ];
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -277,6 +277,7 @@ pub struct AuditRow {
 
 /// What guests do by themselves, as actions of the trail.
 pub const FAILED: &str = "fail_guest";
+pub const SUSPEND_FAILED: &str = "fail_to suspend_guest";
 pub const CRASHED: &str = "crash_guest";
 pub const SWITCHED_OFF: &str = "switch_off_guest";
 

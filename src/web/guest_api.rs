@@ -78,6 +78,9 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
         cdrom: cd.as_ref().map(|image| api::ImageName { id: image.id.clone(), name: image.name.clone() }),
         network: api::Network { mode: row.network.to_string(), model: row.network_model, mac: row.mac },
         watchdog: row.watchdog,
+        cpu_model: row.cpu_model,
+        hyperv: row.hyperv,
+        huge_pages: row.huge_pages,
         addresses: status.addresses.clone(),
         agent: status.agent.clone(),
         started_ms: status.started_ms,
@@ -90,6 +93,7 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
 fn state_json(state: lifecycle::State) -> api::State {
     match state {
         lifecycle::State::Stopped => api::State::Stopped,
+        lifecycle::State::Suspended => api::State::Suspended,
         lifecycle::State::Starting => api::State::Starting,
         lifecycle::State::Running => api::State::Running,
         lifecycle::State::Paused => api::State::Paused,
@@ -108,6 +112,7 @@ pub fn event_of(action: &str) -> Result<Event> {
         "poweroff" => Event::Kill,
         "reset" => Event::Reset,
         "pause" => Event::Pause,
+        "suspend" => Event::Suspend,
         "resume" => Event::Resume,
         _ => return Err(Error::not_found("There is nothing at this address.")),
     })

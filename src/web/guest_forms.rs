@@ -10,7 +10,7 @@ use crate::{
     api::{Boot, ChangeGuest, CreateGuest, Firmware, NewDisk},
     error::{Error, Result},
     guests::{Guest, host_memory},
-    spec::{BootFrom, DISKS_MAX, NetworkModel, Watchdog},
+    spec::{BootFrom, CpuModel, DISKS_MAX, NetworkModel, Watchdog},
     store::{
         guests::{BootKind, NetworkMode},
         images::{self, ImageKind, ImageRow},
@@ -46,6 +46,9 @@ pub fn fields_of(form: &Form) -> GuestFields {
         network: text("network"),
         network_model: text("network_model"),
         watchdog: text("watchdog"),
+        cpu_model: text("cpu_model"),
+        hyperv: text("hyperv"),
+        huge_pages: text("huge_pages"),
         start: form.ticked("start"),
     }
 }
@@ -92,6 +95,9 @@ pub fn fields_of_guest(guest: &Guest) -> GuestFields {
         network: row.network.to_string(),
         network_model: row.network_model.as_str().to_owned(),
         watchdog: row.watchdog.as_str().to_owned(),
+        cpu_model: row.cpu_model.as_str().to_owned(),
+        hyperv: switch_word(row.hyperv).to_owned(),
+        huge_pages: switch_word(row.huge_pages).to_owned(),
         start: false,
     }
 }
@@ -125,6 +131,9 @@ pub fn create_guest(fields: &GuestFields) -> Result<CreateGuest, FieldErrors> {
         network: network(fields, &mut errors),
         network_model: network_model(fields, &mut errors),
         watchdog: watchdog(fields, &mut errors),
+        cpu_model: cpu_model(fields, &mut errors),
+        hyperv: switch(&fields.hyperv, "hyperv", &mut errors),
+        huge_pages: switch(&fields.huge_pages, "huge_pages", &mut errors),
         start: fields.start,
     };
     if errors.is_empty() { Ok(wanted) } else { Err(errors) }
@@ -145,6 +154,9 @@ pub fn change_guest(fields: &GuestFields) -> Result<ChangeGuest, FieldErrors> {
         network: network(fields, &mut errors),
         network_model: network_model(fields, &mut errors),
         watchdog: watchdog(fields, &mut errors),
+        cpu_model: cpu_model(fields, &mut errors),
+        hyperv: switch(&fields.hyperv, "hyperv", &mut errors),
+        huge_pages: switch(&fields.huge_pages, "huge_pages", &mut errors),
         add_disks: new_disk(fields, ("add_disk_size", "add_disk_image"), &mut errors),
         remove_disks: Vec::new(),
     };
@@ -257,6 +269,29 @@ fn watchdog(fields: &GuestFields, errors: &mut FieldErrors) -> Option<Watchdog> 
     }
 }
 
+fn cpu_model(fields: &GuestFields, errors: &mut FieldErrors) -> Option<CpuModel> {
+    match fields.cpu_model.as_str() {
+        "" => None,
+        word => word.parse().map_err(|bad: BadValue| errors.add("cpu_model", bad.to_string())).ok(),
+    }
+}
+
+fn switch_word(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
+fn switch(word: &str, field: &'static str, errors: &mut FieldErrors) -> Option<bool> {
+    match word {
+        "" => None,
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => {
+            errors.add(field, "This is on or off.");
+            None
+        }
+    }
+}
+
 fn new_disk(fields: &GuestFields, names: (&str, &str), errors: &mut FieldErrors) -> Vec<NewDisk> {
     if fields.disk_size.is_empty() && fields.disk_image.is_empty() {
         return Vec::new();
@@ -310,6 +345,9 @@ pub async fn choices(state: &State) -> Result<GuestChoices> {
         boot_files: of(&[ImageKind::Kernel, ImageKind::Initrd, ImageKind::Other]),
         networks: network_choices(&network),
         firmwares: firmware_choices(state).await,
+        cpu_models: CpuModel::ALL.map(|model| choice(model.as_str(), model.words())).to_vec(),
+        hypervs: vec![choice("off", "None"), choice("on", "Hyper-V, for Windows")],
+        huge_pages: vec![choice("off", "Ordinary"), choice("on", "Huge, set aside on the host")],
         watchdogs: Watchdog::ALL.map(|watchdog| choice(watchdog.as_str(), watchdog.words())).to_vec(),
         host_words: host_words(),
     })
@@ -404,6 +442,7 @@ mod tests {
             fields.firmware = "coreboot".into();
             fields.network_model = "ne2000".into();
             fields.watchdog = "cat".into();
+            (fields.cpu_model, fields.hyperv, fields.huge_pages) = ("z80".into(), "maybe".into(), "1".into());
         });
         let errors = create_guest(&wrong).unwrap_err();
         for field in [

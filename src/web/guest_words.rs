@@ -11,7 +11,7 @@ use crate::{
         Guest,
         lifecycle::{Event, State as GuestState},
     },
-    spec::{BootFrom, NetworkModel, Watchdog},
+    spec::{BootFrom, CpuModel, NetworkModel, Watchdog},
     store::{
         guests::{BootKind, GuestRow},
         users::Role,
@@ -22,6 +22,7 @@ use crate::{
 pub fn state_of(state: GuestState) -> view::State {
     match state {
         GuestState::Stopped => view::State::Stopped,
+        GuestState::Suspended => view::State::Suspended,
         GuestState::Starting => view::State::Starting,
         GuestState::Running => view::State::Running,
         GuestState::Paused => view::State::Paused,
@@ -36,13 +37,15 @@ fn actions_of(guest: &Guest, caller: &Caller) -> view::Actions {
     }
     let state = guest.status.state;
     let whole = guest.task.is_none();
-    let rests = !state.is_live() && whole;
+    let rests = !state.is_live() && whole && state != GuestState::Suspended;
     view::Actions {
         start: state.allows(Event::Start) && whole,
         shutdown: state.allows(Event::Shutdown),
-        power_off: state.allows(Event::Kill),
+        power_off: state.is_live() && state.allows(Event::Kill),
         reset: state.allows(Event::Reset),
         pause: state.allows(Event::Pause),
+        suspend: state.allows(Event::Suspend),
+        discard: state == GuestState::Suspended,
         resume: state.allows(Event::Resume),
         edit: rests,
         cd: whole && (rests || guest.status.client.is_some()),
@@ -180,6 +183,15 @@ pub fn facts(guest: &Guest) -> Vec<view::Fact> {
         NetworkModel::E1000 => ", on an Intel e1000",
     };
     facts.push(fact("Network", format!("{}{card}", row.network), false));
+    if row.cpu_model != CpuModel::Host {
+        facts.push(fact("Processor", row.cpu_model.words().to_owned(), false));
+    }
+    if row.hyperv {
+        facts.push(fact("Enlightenments", "Hyper-V, for Windows".to_owned(), false));
+    }
+    if row.huge_pages {
+        facts.push(fact("Pages", "Huge, set aside on the host".to_owned(), false));
+    }
     if row.watchdog != Watchdog::None {
         facts.push(fact("Watchdog", row.watchdog.words().to_owned(), false));
     }

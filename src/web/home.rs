@@ -68,6 +68,7 @@ pub fn done_words(action: &str) -> String {
         "reset" => "Reset",
         "pause" => "Paused",
         "resume" => "Resumed",
+        "suspend" => "Suspended",
         "fetch" => "Fetched",
         "register" => "Added",
         "upload" => "Uploaded",

@@ -210,6 +210,7 @@ fn obey(shared: &Shared, writer: &mut UnixStream, request: EngineRequest, descri
         EngineAction::Resume => shared.inner.lock().unwrap().observed = Observed::Running,
         EngineAction::ChangeCd if descriptors > 1 => error = Some("too many descriptors".to_owned()),
         EngineAction::ChangeCd => shared.say(&EngineMessage::CdChanged { present: descriptors == 1 }),
+        EngineAction::Suspend => {}
         EngineAction::Reset => shared.say(&EngineMessage::Reset),
         EngineAction::PressPowerButton | EngineAction::PowerOff => {}
     }
@@ -220,6 +221,7 @@ fn obey(shared: &Shared, writer: &mut UnixStream, request: EngineRequest, descri
     let _ = writer.write_all(&bytes);
     match request.action {
         EngineAction::PowerOff => shared.end(EndKind::Off, "powered off"),
+        EngineAction::Suspend => shared.end(EndKind::Suspended, "the guest was suspended"),
         EngineAction::PressPowerButton if !shared.manners.stubborn => shared.end(EndKind::Off, "the guest powered off"),
         _ => {}
     }

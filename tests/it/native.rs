@@ -16,5 +16,6 @@ mod kernel;
 mod kills;
 mod mistakes;
 mod starts;
+mod suspend;
 mod viewer;
 mod world;

@@ -174,6 +174,10 @@ pub fn usual_host(request: &HostRequest, state: &Path) -> HostAnswered {
         HostRequest::OpenFile(Place::Image(id)) => open(state.join(format!("images/{id}.raw"))),
         HostRequest::OpenFile(Place::Disk(id)) => open(state.join(format!("disks/{id}.raw"))),
         HostRequest::OpenFile(Place::Host(path)) => open(path.clone()),
+        HostRequest::OpenSuspend(id) => {
+            let file = fs::File::create(state.join(format!("guests/{id}/suspended.part"))).unwrap();
+            Ok((HostAnswer::File { size_bytes: 0 }, vec![OwnedFd::from(file)]))
+        }
         HostRequest::NetworkStatus => Ok((HostAnswer::NetworkStatus(NetworkStatus::default()), vec![])),
         HostRequest::FirmwareStatus => Ok((HostAnswer::FirmwareStatus { uefi: true }, vec![])),
         HostRequest::Doctor => Ok((

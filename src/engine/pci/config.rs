@@ -117,6 +117,13 @@ impl ConfigSpace {
         self.bytes = self.reset;
     }
 
+    /// The writable bits as saved; what the function is stays.
+    pub fn restore(&mut self, saved: &[u8; CONFIG_BYTES]) {
+        for (((byte, reset), mask), saved) in self.bytes.iter_mut().zip(&self.reset).zip(&self.writable).zip(saved) {
+            *byte = reset & !mask | saved & mask;
+        }
+    }
+
     /// Where a BAR points now, if its space is enabled and the address makes sense.
     pub fn bar_address(&self, bar: BarSpec) -> Option<u64> {
         let at = BAR_0 as u8 + 4 * bar.index;

@@ -9,6 +9,7 @@ pub mod root;
 use super::{
     bus::{Access, BusFault, Effect, Width},
     event::Event,
+    saved::SaveState,
 };
 
 /// Bytes of a function's configuration space (PCI Local Bus 3.0, 6.1).
@@ -89,7 +90,8 @@ pub struct Doorbell {
 }
 
 /// A function's behaviour. Identity, BARs and capabilities are fixed for life. Called with this function's lock held.
-pub trait PciFunction: Send {
+/// What it saves and restores is its own: configuration space, MSI-X and where its BARs are belong to the root.
+pub trait PciFunction: SaveState + Send {
     fn identity(&self) -> PciIdentity;
     fn bars(&self) -> &[BarSpec];
     fn capabilities(&self) -> Vec<Capability> {

@@ -7,6 +7,8 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering},
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::engine::{
     bus::{Access, BusDevice, BusFault, Effect, Width},
     irq::{MsiMessage, MsiSink},
@@ -29,6 +31,21 @@ pub struct Msix {
     control: AtomicU16,
     pending: AtomicU64,
     sink: Arc<dyn MsiSink>,
+}
+
+/// The vectors of a function in a saved state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vectors {
+    table: Vec<VectorState>,
+    /// A bit for each vector.
+    pending: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct VectorState {
+    address: u64,
+    data: u32,
+    masked: bool,
 }
 
 struct Vector {
@@ -79,6 +96,33 @@ impl Msix {
             vector.data.store(0, Ordering::Relaxed);
             vector.masked.store(true, Ordering::Release);
         }
+    }
+
+    /// The table and what is pending. The control word is in configuration space.
+    pub fn save(&self) -> Vectors {
+        let entry = |vector: &Vector| VectorState {
+            address: vector.address.load(Ordering::Acquire),
+            data: vector.data.load(Ordering::Acquire),
+            masked: vector.masked.load(Ordering::Acquire),
+        };
+        Vectors { table: self.vectors.iter().map(entry).collect(), pending: self.pending.load(Ordering::Acquire) }
+    }
+
+    /// As saved, with nothing sent: what is pending was masked. False for the vectors of another function.
+    #[must_use]
+    pub fn restore(&self, saved: &Vectors, control: u16) -> bool {
+        if saved.table.len() != self.vectors.len() {
+            return false;
+        }
+        for (vector, saved) in self.vectors.iter().zip(&saved.table) {
+            vector.address.store(saved.address & !3, Ordering::Relaxed);
+            vector.data.store(saved.data, Ordering::Relaxed);
+            vector.masked.store(saved.masked, Ordering::Release);
+        }
+        let there = u64::MAX.checked_shr(64 - u32::from(self.vectors())).unwrap_or(0);
+        self.pending.store(saved.pending & there, Ordering::Release);
+        self.control.store(control & (CONTROL_ENABLE | CONTROL_MASK_ALL), Ordering::Release);
+        true
     }
 
     /// Sends a pending vector if nothing masks it. Taking the pending bit is what decides who sends.

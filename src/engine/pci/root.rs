@@ -15,6 +15,7 @@ use crate::engine::{
     bus::{Access, Bus, BusDevice, BusFault, Effect, Width},
     event::Event,
     irq::{IrqLine, MsiSink},
+    saved::{BadState, State},
 };
 
 /// What KVM must do when a BAR moves. `vm.rs` in the product, a recorder in tests.
@@ -54,6 +55,35 @@ struct Slot {
 }
 
 const ADDRESS_ENABLE: u32 = 1 << 31;
+const KIND: &str = "pci-root";
+const KIND_FUNCTION: &str = "pci-function";
+
+mod saved {
+    use serde::{Deserialize, Serialize};
+
+    use super::super::msix::Vectors;
+    use crate::engine::saved::hex;
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct RootV1 {
+        pub address: u32,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct FunctionV1 {
+        #[serde(with = "hex")]
+        pub config: Vec<u8>,
+        pub msix: Vectors,
+    }
+}
+
+/// Names in a saved state: "pci-03.0" is what the function keeps itself.
+fn function_name(at: DevFn) -> String {
+    format!("pci-{:02x}.{}", at.slot(), at.function())
+}
+fn config_name(at: DevFn) -> String {
+    function_name(at) + "-config"
+}
 
 impl PciRoot {
     pub fn new(pio: Arc<Bus>, mmio: Arc<Bus>, placement: Arc<dyn Placement>, sink: Arc<dyn MsiSink>) -> PciRoot {
@@ -110,6 +140,39 @@ impl PciRoot {
             }
             self.remap(at);
         }
+    }
+
+    /// The root's own state, and of each function its configuration and what it keeps itself, by name.
+    pub fn save(&self) -> Vec<(String, State)> {
+        let own = State::new(KIND, 1, &saved::RootV1 { address: self.address });
+        let mut all = vec![("pci".to_owned(), own)];
+        for (at, slot) in &self.functions {
+            let fields = saved::FunctionV1 { config: slot.config.bytes().to_vec(), msix: slot.msix.save() };
+            all.push((config_name(*at), State::new(KIND_FUNCTION, 1, &fields)));
+            all.push((function_name(*at), lock(&slot.function).save()));
+        }
+        all
+    }
+
+    /// Onto functions as after power on. `take` gives, and takes away, the state of a name.
+    pub fn restore(&mut self, take: &mut dyn FnMut(&str) -> Result<State, BadState>) -> Result<(), BadState> {
+        let root: saved::RootV1 = take("pci")?.fields(KIND, 1)?;
+        self.address = root.address;
+        let all: Vec<DevFn> = self.functions.keys().copied().collect();
+        for at in all {
+            let saved: saved::FunctionV1 = take(&config_name(at))?.fields(KIND_FUNCTION, 1)?;
+            let own = take(&function_name(at))?;
+            let Some(slot) = self.functions.get_mut(&at) else { continue };
+            let bytes = saved.config.as_slice().try_into();
+            slot.config.restore(bytes.map_err(|_| BadState::new(KIND_FUNCTION, "its configuration is not 256 bytes"))?);
+            let control = slot.config.msix_at().map_or(0, |at| slot.config.u16_at(at + 2));
+            let fits = slot.msix.restore(&saved.msix, control);
+            BadState::unless(fits, KIND_FUNCTION, "it has another number of interrupt vectors")?;
+            slot.intx.set_disabled(slot.config.command() & COMMAND_INTX_DISABLE != 0);
+            lock(&slot.function).restore(&own)?;
+            self.remap(at);
+        }
+        Ok(())
     }
 
     /// Reads configuration space as the guest does. No function reads as ones.
@@ -280,10 +343,21 @@ fn lock(function: &SharedFunction) -> std::sync::MutexGuard<'_, dyn PciFunction 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::pci::{PciIdentity, msix::tests::Sent};
+    use crate::engine::{
+        pci::{PciIdentity, msix::tests::Sent},
+        saved::SaveState,
+    };
 
     struct Probe {
         bars: [BarSpec; 2],
+    }
+    impl SaveState for Probe {
+        fn save(&self) -> State {
+            State::nothing("probe")
+        }
+        fn restore(&mut self, state: &State) -> Result<(), BadState> {
+            state.expect_nothing("probe")
+        }
     }
     impl PciFunction for Probe {
         fn identity(&self) -> PciIdentity {

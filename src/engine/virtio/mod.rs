@@ -16,7 +16,7 @@ use std::sync::{
 };
 
 use self::queue::VirtQueue;
-use super::{irq::IrqLine, memory::GuestRam, pci::msix::Msix, worker};
+use super::{irq::IrqLine, memory::GuestRam, pci::msix::Msix, saved::SaveState, worker};
 
 /// Feature bits; `virtio-bindings` has their numbers.
 pub type Features = u64;
@@ -38,7 +38,8 @@ pub enum Kind {
 pub type Worker = worker::Worker<Running>;
 
 /// A device's behaviour. The transport calls it with the device's lock held.
-pub trait VirtioDevice: Send {
+/// It saves and restores what it keeps itself; the transport does so with registers and queues.
+pub trait VirtioDevice: SaveState + Send {
     fn kind(&self) -> Kind;
     /// The largest size of each queue, a power of two.
     fn queue_sizes(&self) -> &'static [u16];
@@ -76,6 +77,17 @@ const ISR_QUEUE: u8 = 1;
 const ISR_CONFIG: u8 = 2;
 /// No vector (virtio 1.2, 4.1.5.1.2).
 pub const NO_VECTOR: u16 = 0xffff;
+
+/// Of [`Interrupts`], in a saved state.
+mod saved {
+    #[derive(serde::Serialize, serde::Deserialize)]
+    pub(super) struct InterruptsV1 {
+        pub config_vector: u16,
+        pub queue_vectors: Vec<u16>,
+        pub isr: u8,
+        pub needs_reset: bool,
+    }
+}
 
 /// How a device interrupts its driver: MSI-X when that is enabled, INTx with the ISR byte otherwise.
 pub struct Interrupts {
@@ -131,6 +143,28 @@ impl Interrupts {
         let mut isr = self.isr.lock().unwrap_or_else(PoisonError::into_inner);
         self.line.set(false);
         std::mem::take(&mut isr)
+    }
+
+    /// The vectors, the ISR byte and whether the driver must reset the device.
+    fn save(&self) -> saved::InterruptsV1 {
+        saved::InterruptsV1 {
+            config_vector: self.config_vector.load(Ordering::Acquire),
+            queue_vectors: self.queue_vectors.iter().map(|vector| vector.load(Ordering::Acquire)).collect(),
+            isr: *self.isr.lock().unwrap_or_else(PoisonError::into_inner),
+            needs_reset: self.needs_reset.load(Ordering::Acquire),
+        }
+    }
+
+    /// Vectors are checked by the caller.
+    fn restore(&self, saved: &saved::InterruptsV1) {
+        self.config_vector.store(saved.config_vector, Ordering::Release);
+        for (vector, saved) in self.queue_vectors.iter().zip(&saved.queue_vectors) {
+            vector.store(*saved, Ordering::Release);
+        }
+        self.needs_reset.store(saved.needs_reset, Ordering::Release);
+        let mut isr = self.isr.lock().unwrap_or_else(PoisonError::into_inner);
+        *isr = saved.isr & (ISR_QUEUE | ISR_CONFIG);
+        self.line.set(*isr != 0);
     }
 
     fn reset(&self) {

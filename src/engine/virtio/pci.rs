@@ -6,6 +6,8 @@
 //!
 //! Queue registers are frozen from DRIVER_OK on: what the device uses was validated and moved out at that moment.
 
+mod saved;
+
 use std::sync::{Arc, atomic::Ordering};
 
 use virtio_queue::{Queue, QueueT};

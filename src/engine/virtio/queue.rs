@@ -1,7 +1,7 @@
 //! One virtqueue in use: descriptor chains as spans of guest RAM, used ring, notification suppression.
 
 use rustix::event::{PollFd, PollFlags};
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 
 use super::Interrupts;
 pub use crate::engine::worker::Malformed;
@@ -153,6 +153,11 @@ impl VirtQueue {
         }
         let flags = ram.get_u16(Gpa(self.queue.avail_ring())).map_err(|_| Malformed)?;
         Ok(flags & AVAIL_NO_INTERRUPT != 0)
+    }
+
+    /// Its number among the device's queues, and where it is; for a saved state.
+    pub fn state(&self) -> (usize, QueueState) {
+        (self.index, self.queue.state())
     }
 
     /// What to wait for: the driver's next kick.

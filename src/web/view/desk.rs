@@ -69,7 +69,15 @@ impl HomePage {
             return "The house is empty.".to_owned();
         }
         let mut words = vec![format!("{} running", count(of(State::Running), "guest", "guests"))];
-        for state in [State::Starting, State::Stopping, State::Paused, State::Stopped, State::Failed, State::Unknown] {
+        for state in [
+            State::Starting,
+            State::Stopping,
+            State::Paused,
+            State::Suspended,
+            State::Stopped,
+            State::Failed,
+            State::Unknown,
+        ] {
             if of(state) > 0 {
                 words.push(format!("{} {}", of(state), state.word()));
             }

@@ -10,6 +10,8 @@ pub enum State {
     Stopping,
     Paused,
     Stopped,
+    /// Its state is on disk.
+    Suspended,
     Failed,
     /// The engine or the host does not answer.
     Unknown,
@@ -24,6 +26,7 @@ impl State {
             State::Stopping => "stopping",
             State::Paused => "paused",
             State::Stopped => "stopped",
+            State::Suspended => "suspended",
             State::Failed => "failed",
             State::Unknown => "unknown",
         }
@@ -43,6 +46,9 @@ pub struct Actions {
     pub power_off: bool,
     pub reset: bool,
     pub pause: bool,
+    pub suspend: bool,
+    /// A saved state may be taken away.
+    pub discard: bool,
     pub resume: bool,
     /// Hardware may be changed now.
     pub edit: bool,
@@ -121,6 +127,10 @@ pub struct GuestFields {
     pub network: String,
     pub network_model: String,
     pub watchdog: String,
+    pub cpu_model: String,
+    /// "on" or "off".
+    pub hyperv: String,
+    pub huge_pages: String,
     pub start: bool,
 }
 
@@ -156,6 +166,9 @@ impl Default for GuestFields {
             network,
             network_model,
             watchdog: "none".to_owned(),
+            cpu_model: "host".to_owned(),
+            hyperv: "off".to_owned(),
+            huge_pages: "off".to_owned(),
             start: true,
         }
     }
@@ -174,6 +187,9 @@ pub struct GuestChoices {
     pub networks: Vec<Choice>,
     pub firmwares: Vec<Choice>,
     pub watchdogs: Vec<Choice>,
+    pub cpu_models: Vec<Choice>,
+    pub hypervs: Vec<Choice>,
+    pub huge_pages: Vec<Choice>,
     /// "This host has 8 CPUs and 31 GiB of memory, 12 GiB of it free."
     pub host_words: String,
 }

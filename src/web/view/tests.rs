@@ -17,6 +17,8 @@ fn then() -> Moment {
 fn all_actions() -> Actions {
     let yes = true;
     Actions {
+        suspend: true,
+        discard: false,
         start: yes,
         shutdown: yes,
         power_off: yes,

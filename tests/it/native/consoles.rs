@@ -5,11 +5,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::{
-    viewer::{CLOCK_LINE, Picture, Rfb, Serial, TYPED_LINE, contains, times},
+    viewer::{CLOCK_LINE, GREETING, Picture, Rfb, Serial, TYPED_LINE, contains, times},
     world::World,
 };
-
-const GREETING: &str = "Welcome to Innkeeper. This is the built-in test guest.";
 
 /// Waits until a line of the screen is no longer as it was.
 fn line_changes(world: &mut World, line: usize, before: &Picture) {

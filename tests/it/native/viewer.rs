@@ -13,6 +13,9 @@ use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
 
 use super::world::{PATIENCE, World};
 
+/// What the test guest says first.
+pub const GREETING: &str = "Welcome to Innkeeper. This is the built-in test guest.";
+
 /// A viewer of the serial console. It checks on its own that offsets and skipped bytes add up.
 pub struct Serial {
     way: Way,

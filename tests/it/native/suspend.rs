@@ -1,0 +1,144 @@
+//! Suspended to disk, and gone on from there.
+
+use std::{fs, os::unix::fs::FileExt, path::PathBuf};
+
+use super::{
+    viewer::{GREETING, Picture, Serial, contains},
+    world::{Who, World},
+};
+
+fn suspended(world: &World, name: &str) -> PathBuf {
+    let id = world.show(name)["id"].as_str().unwrap().to_owned();
+    world.state().join("guests").join(id).join("suspended")
+}
+
+/// A running guest that has echoed "kept", suspended.
+fn suspend(world: &mut World, name: &str) -> Serial {
+    let engine = world.engine(name);
+    let mut serial = Serial::open(world, name, None);
+    serial.see_it_tick();
+    serial.type_keys("kept");
+    serial.expect("kept");
+    assert_eq!(world.well(&format!("guest suspend {name}")), format!("{name}: suspended\n"));
+    serial.drain();
+    world.wait("the engine is gone", |_| !engine.is_alive());
+    let shown = world.show(name);
+    assert_eq!((shown["state"].as_str(), shown["desired"].as_str()), (Some("suspended"), Some("off")));
+    assert!(suspended(world, name).exists());
+    serial
+}
+
+/// It goes on with the line that was typed, after everything that was printed before, and without a new greeting.
+fn goes_on(world: &mut World, name: &str, before: &Serial) {
+    world.wait_for_state(name, "running");
+    let mut after = Serial::open(world, name, None);
+    after.until("what was printed before", |after| after.next >= before.next);
+    assert!(after.seen.starts_with(&before.seen), "the scrollback is whole");
+    after.see_it_tick();
+    after.type_keys(" on");
+    after.expect("kept on");
+    assert!(!contains(&after.seen[before.seen.len()..], GREETING), "{}", after.text());
+    world.wait("the saved state is gone", |world| !suspended(world, name).exists());
+}
+
+#[test]
+fn a_suspended_guest_goes_on_after_a_restart_of_the_server_as_anybody() {
+    for who in [Who::Root, Who::Ordinary] {
+        let Some(mut world) = World::of(who) else { return };
+        world.test_guest("t", "");
+        let before = suspend(&mut world, "t");
+        world.end_server();
+        world.start();
+        assert_eq!(world.show("t")["state"], "suspended", "also after a restart");
+        assert_eq!(world.well("guest start t"), "t: running\n");
+        goes_on(&mut world, "t", &before);
+        // A reset begins anew, and what was suspended once can be again.
+        world.well("guest reset t");
+        let mut serial = Serial::open(&world, "t", None);
+        serial.expect(GREETING);
+        let again = suspend(&mut world, "t");
+        assert_eq!(world.well("guest resume t"), "t: running\n");
+        goes_on(&mut world, "t", &again);
+    }
+}
+
+#[test]
+fn a_paused_guest_can_be_suspended_and_what_it_shows_is_kept() {
+    let Some(world) = World::new() else { return };
+    world.test_guest("t", "quiet");
+    let mut serial = Serial::open(&world, "t", None);
+    serial.expect(GREETING);
+    world.well("guest pause t");
+    let before = Picture::take(&world, "t");
+    world.well("guest suspend t");
+    assert_eq!(world.well("guest start t"), "t: running\n");
+    let after = Picture::take(&world, "t");
+    for line in 0..8 {
+        assert!(before.line(line) == after.line(line), "line {line} of the screen");
+    }
+    let mut serial = Serial::open(&world, "t", None);
+    serial.type_keys("x");
+    serial.expect("x");
+}
+
+#[test]
+fn a_suspended_guest_is_not_changed_and_may_be_discarded() {
+    let Some(mut world) = World::new() else { return };
+    world.test_guest("t", "");
+    suspend(&mut world, "t");
+    for line in ["guest set t --memory 32M", "guest pause t", "guest shutdown t", "guest reset t"] {
+        let refused = world.output(line);
+        assert_eq!(refused.code, 1, "{line}");
+        assert!(refused.err.contains("suspended"), "{line}: {}", refused.err);
+    }
+    let said = world.well("guest discard t --yes");
+    assert!(said.contains("t: stopped"), "{said}");
+    assert!(!suspended(&world, "t").exists());
+    assert!(world.output("guest discard t --yes").err.contains("no saved state"));
+    world.well("guest start t");
+    Serial::open(&world, "t", None).expect(GREETING);
+}
+
+#[test]
+fn a_damaged_state_is_told_and_kept_and_a_spent_one_is_never_used_again() {
+    let Some(mut world) = World::new() else { return };
+    world.test_guest("t", "");
+    let before = suspend(&mut world, "t");
+    let file = fs::File::options().read(true).write(true).open(suspended(&world, "t")).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 100).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], 100).unwrap();
+    world.output("guest start t");
+    let shown = world.wait_for_state("t", "suspended");
+    assert!(shown["reason"].as_str().is_some_and(|reason| reason.contains("damaged")), "{shown}");
+    file.write_all_at(&byte, 100).unwrap();
+    world.well("guest start t");
+    goes_on(&mut world, "t", &before);
+
+    // Power is lost in the instant in which the guest has gone on: its disks are newer than the file.
+    suspend(&mut world, "t");
+    let file = fs::File::options().write(true).open(suspended(&world, "t")).unwrap();
+    file.write_all_at(b"INNKEEPER SPENT\n", 0).unwrap();
+    world.lose_power();
+    world.start();
+    assert_eq!(world.wait_for_state("t", "stopped")["desired"], "off");
+    world.well("guest start t");
+    Serial::open(&world, "t", None).expect(GREETING);
+}
+
+#[test]
+fn a_guest_whose_saved_state_is_away_waits_for_it() {
+    let Some(mut world) = World::new() else { return };
+    world.test_guest("t", "");
+    let before = suspend(&mut world, "t");
+    let path = suspended(&world, "t");
+    let aside = path.with_extension("aside");
+    fs::rename(&path, &aside).unwrap();
+    let refused = world.output("guest start t");
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.contains("saved state"), "{}", refused.err);
+    assert_eq!(world.show("t")["state"], "suspended");
+    fs::rename(&aside, &path).unwrap();
+    world.well("guest start t");
+    goes_on(&mut world, "t", &before);
+}
