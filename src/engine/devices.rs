@@ -47,6 +47,7 @@ use super::{
     vga::{self, SharedVga, Vga},
     virtio::{
         VirtioDevice, Worker,
+        balloon::{Balloon, BalloonControl},
         block::Block,
         console::Console,
         input::{Tablet, TabletInput},
@@ -115,6 +116,7 @@ pub struct Devices {
     pub tray: CdTray,
     pub tablet: TabletInput,
     pub agent: Agent,
+    pub balloon: BalloonControl,
     cmos: Cmos,
     fw_cfg: Arc<Mutex<FwCfg>>,
     system_control: Arc<Mutex<SystemControl>>,
@@ -190,6 +192,9 @@ impl Devices {
         functions.add_virtio(slot::TABLET, tablet)?;
         let (agent, output) = agent::make(Arc::clone(&listeners.agent))?;
         functions.add_virtio(slot::CONSOLE, Console::new(agent.clone(), output)?)?;
+        let balloon = Balloon::new(Clock::wall())?;
+        let balloon_control = balloon.control();
+        functions.add_virtio(slot::BALLOON, balloon)?;
         let watchdog = match spec.watchdog {
             spec::Watchdog::None => None,
             _ => Some(functions.add_watchdog(Arc::clone(&listeners.watchdog))?),
@@ -218,6 +223,7 @@ impl Devices {
             pci: Arc::new(Mutex::new(root)),
             tablet: tablet_input,
             agent,
+            balloon: balloon_control,
             pio,
             mmio,
             hub,

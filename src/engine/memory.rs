@@ -185,6 +185,37 @@ impl GuestRam {
         checked(unsafe { libc::writev(fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as libc::c_int) })
     }
 
+    /// Gives the whole pages inside the span back to the host: the guest finds zeros there afterwards. Parts of pages at the ends
+    /// of the span stay as they are.
+    ///
+    /// The kernel splits a huge page of which only a part is given back, and because this RAM wants huge pages it may fill the
+    /// hole again some day. What is given back in whole huge pages, as guests report their free memory, stays with the host
+    /// until the guest touches it.
+    ///
+    /// Errors: a span outside RAM (`InvalidInput`), or what the kernel says.
+    pub fn discard(&self, span: RamSpan) -> io::Result<()> {
+        let outside =
+            || io::Error::new(io::ErrorKind::InvalidInput, OutsideRam { at: span.at, bytes: span.bytes as usize });
+        if !self.contains(span) {
+            return Err(outside());
+        }
+        let page = rustix::param::page_size();
+        for slice in GuestMemoryBackend::get_slices(&self.mapped.map, GuestAddress(span.at.0), span.bytes as usize) {
+            let slice = slice.map_err(|_| outside())?;
+            let from = slice.ptr_guard_mut().as_ptr();
+            let skipped = from.align_offset(page);
+            let Some(rest) = slice.len().checked_sub(skipped) else { continue };
+            let bytes = rest - rest % page;
+            if bytes > 0 {
+                // SAFETY: the pages lie inside the slice, so inside a private anonymous mapping that `self.mapped` keeps alive
+                // during the call; no Rust reference points into it, and whoever copies from it meanwhile copies zeros.
+                let done = unsafe { libc::madvise(from.wrapping_add(skipped).cast(), bytes, libc::MADV_DONTNEED) };
+                checked(done as isize)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Repeats a vectored call until everything moved, the file ended or an error came.
     fn transfer(&self, spans: &[RamSpan], at: u64, call: impl Fn(&[libc::iovec], i64) -> isize) -> io::Result<u64> {
         let mut iovecs = self.iovecs(spans)?;
@@ -400,6 +431,40 @@ mod tests {
         assert_eq!(file.metadata().unwrap().len(), 24);
         let outside = [RamSpan { at: Gpa(0xa_0000), bytes: 1 }];
         assert_eq!(ram.read_file(&file, 0, &outside).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn discarded_pages_are_zeros_and_parts_of_pages_stay() {
+        let ram = GuestRam::new(16 << 20).unwrap();
+        let ones = vec![1; 6 << 20];
+        ram.write(Gpa(0x20_0000), &ones).unwrap();
+        let span = |at, bytes| RamSpan { at: Gpa(at), bytes };
+        ram.discard(span(0x20_0ffe, 0x2004)).unwrap();
+        let mut seen = vec![9; 0x4000];
+        ram.read(Gpa(0x20_0000), &mut seen).unwrap();
+        assert!(seen[..0x1000].iter().chain(&seen[0x3000..]).all(|byte| *byte == 1));
+        assert!(seen[0x1000..0x3000].iter().all(|byte| *byte == 0));
+        ram.discard(span(0x40_0000, 2 << 20)).unwrap();
+        let mut seen = vec![9; 6 << 20];
+        ram.read(Gpa(0x20_0000), &mut seen).unwrap();
+        assert!(seen[2 << 20..4 << 20].iter().all(|byte| *byte == 0));
+        assert!(seen[4 << 20..].iter().all(|byte| *byte == 1));
+        for harmless in [span(0x60_0000, 0), span(0x60_0001, 0x1ffe), span(0x60_0fff, 1)] {
+            ram.discard(harmless).unwrap();
+            assert_eq!(ram.get_u16(Gpa(0x60_0fff)), Ok(0x0101), "{harmless:?}");
+        }
+        for outside in [
+            span(0xa_0000, 4096),
+            span(0x9_f000, 0x2000),
+            span((16 << 20) - 4096, 8192),
+            span(0xffff_f000, 4096),
+            span(u64::MAX - 4095, 4096),
+            span(0, u32::MAX),
+        ] {
+            assert_eq!(ram.discard(outside).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{outside:?}");
+        }
+        ram.write(Gpa(0x20_1000), &[7]).unwrap();
+        assert_eq!(ram.get_u16(Gpa(0x20_1000)), Ok(7), "the page is there again");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! virtio devices (virtio 1.2). The transport in `pci.rs` owns negotiation; a device is a kind, features, a configuration and
 //! a worker. `rng.rs` is the one-screen example to copy.
 
+pub mod balloon;
 pub mod block;
 pub mod console;
 pub mod input;
@@ -31,6 +32,7 @@ pub enum Kind {
     Block = 2,
     Console = 3,
     Entropy = 4,
+    Balloon = 5,
     Input = 18,
 }
 
@@ -48,6 +50,11 @@ pub trait VirtioDevice: SaveState + Send {
     /// Fills `into` from the device's configuration at `offset`; bytes it has not are left zero.
     fn read_config(&self, offset: usize, into: &mut [u8]);
     fn write_config(&mut self, _offset: usize, _bytes: &[u8]) {}
+    /// Another number whenever the device itself changed its configuration (virtio 1.2, 2.5.3). Its worker tells the driver
+    /// by `Interrupts::config_changed`.
+    fn config_generation(&self) -> u8 {
+        0
+    }
     /// Its only thread, which serves the queues while the driver runs.
     fn worker(&self) -> &Worker;
 }

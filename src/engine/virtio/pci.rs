@@ -173,7 +173,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
                 let broken = interrupts.needs_reset.load(Ordering::Acquire);
                 u64::from(self.status | if broken { STATUS_NEEDS_RESET } else { 0 })
             }
-            0x15 => u64::from(self.config_generation),
+            0x15 => u64::from(self.config_generation.wrapping_add(self.device.config_generation())),
             0x16 => u64::from(self.queue_select),
             0x18 => self.queue().map_or(0, |queue| u64::from(queue.size())),
             0x1a => interrupts
@@ -293,7 +293,7 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
                 Kind::Network => 0x020000,
                 Kind::Block => 0x010000,
                 Kind::Console => 0x078000,
-                Kind::Entropy => 0x00ff00,
+                Kind::Entropy | Kind::Balloon => 0x00ff00,
                 Kind::Input => 0x098000,
             },
             revision: 1,

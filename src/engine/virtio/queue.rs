@@ -110,6 +110,11 @@ impl VirtQueue {
         VirtQueue { queue, index, kick }
     }
 
+    /// Its number. A driver need not set up all of a device's queues.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
     /// Takes the next request into `chain`; false when there is none. Every span is RAM, readable ones come first.
     pub fn pop(&mut self, ram: &GuestRam, chain: &mut Chain) -> Result<bool, Malformed> {
         chain.readable.clear();
