@@ -7,8 +7,8 @@ use std::ops::Range;
 use acpi_tables::{
     Aml, AmlSink,
     aml::{
-        AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Name, Package, PackageBuilder, ResourceTemplate,
-        Scope,
+        Add, AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Index, Local, Method, Name, Notify, Package,
+        PackageBuilder, Path, ResourceTemplate, Return, Scope, Store, ZERO,
     },
     facs::FACS,
     fadt::{FADTBuilder, Flags},
@@ -17,9 +17,10 @@ use acpi_tables::{
 };
 
 use super::{
+    bus::from_le,
     cmos::CENTURY_REGISTER,
     facts::MachineFacts,
-    layout,
+    generation, layout,
     memory::{Gpa, GuestRam, OutsideRam},
     pm::{PM_BYTES, SLEEP_TYPE_SOFT_OFF},
     table_loader::{Command, Placed, encode, link},
@@ -33,10 +34,20 @@ pub const LOADER_FILE: &str = "etc/table-loader";
 const PLACE: u64 = layout::BIOS_AREA.start;
 /// What `place` may fill; SMBIOS is behind it.
 const PLACE_BYTES_MAX: usize = 0x1_0000;
+/// The end of it is for the VM generation id.
+const GENERATION_PLACE: u64 = PLACE + (PLACE_BYTES_MAX - generation::FILE_BYTES) as u64;
 
 const OEM: [u8; 6] = *b"INNKPR";
 const OEM_TABLE: [u8; 8] = *b"PC-1    ";
 const OEM_REVISION: u32 = 1;
+
+/// Where a direct boot has what is found by an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    pub rsdp: Gpa,
+    /// Of the VM generation id, whose 16 bytes are not written yet.
+    pub generation: Gpa,
+}
 
 /// The tables with the script that links them.
 pub struct AcpiTables {
@@ -50,11 +61,18 @@ impl AcpiTables {
     pub fn build(facts: &MachineFacts) -> AcpiTables {
         let mut blob = Blob::new();
         let facs = blob.append(&FACS::new());
-        let dsdt = blob.append_table(&dsdt(facts));
+        let (definitions, generation_at) = dsdt(facts);
+        let dsdt = blob.append_table(&definitions);
         let fadt = blob.append_table(&fadt(facts, facs, dsdt));
         blob.point(fadt + 36, 4);
         blob.point(fadt + 40, 4);
         blob.point(fadt + 140, 8);
+        blob.script.push(Command::AddPointer {
+            file: TABLES_FILE,
+            at: dsdt + generation_at,
+            bytes: 4,
+            to: generation::GUID_FILE,
+        });
         let tables = [fadt, blob.append_table(&madt(facts)), blob.append_table(&waet())];
         let rsdt = blob.append_index(*b"RSDT", &tables, 4);
         let xsdt = blob.append_index(*b"XSDT", &tables, 8);
@@ -67,27 +85,25 @@ impl AcpiTables {
         vec![(TABLES_FILE, self.tables.clone()), (RSDP_FILE, self.rsdp.clone()), (LOADER_FILE, encode(&self.script))]
     }
 
-    /// Links the tables and writes them below 1 MiB. Gives the address of the RSDP.
+    /// Links the tables and writes them below 1 MiB.
     ///
     /// Errors: the guest has no RAM there.
-    pub fn place(&self, ram: &GuestRam) -> Result<Gpa, OutsideRam> {
-        let files = self.linked_at(PLACE);
-        let bytes: usize = files.iter().map(|file| file.bytes.len()).sum();
-        assert!(bytes < PLACE_BYTES_MAX, "the tables of {bytes} bytes leave their place");
-        for file in &files {
-            ram.write(Gpa(file.address), &file.bytes)?;
-        }
-        Ok(Gpa(PLACE))
-    }
-
-    /// The RSDP at `at`, the tables behind it, linked.
-    fn linked_at(&self, at: u64) -> [Placed; 2] {
+    pub fn place(&self, ram: &GuestRam) -> Result<Placement, OutsideRam> {
         let mut files = [
-            Placed { file: RSDP_FILE, address: at, bytes: self.rsdp.clone() },
-            Placed { file: TABLES_FILE, address: at + 64, bytes: self.tables.clone() },
+            Placed { file: RSDP_FILE, address: PLACE, bytes: self.rsdp.clone() },
+            Placed { file: TABLES_FILE, address: PLACE + 64, bytes: self.tables.clone() },
+            Placed { file: generation::GUID_FILE, address: GENERATION_PLACE, bytes: vec![0; generation::FILE_BYTES] },
+            // What the script writes here is for the machine, not for the guest.
+            Placed { file: generation::ADDRESS_FILE, address: 0, bytes: vec![0; 8] },
         ];
         link(&self.script, &mut files);
-        files
+        let [in_ram @ .., told] = &files;
+        let end = PLACE + 64 + self.tables.len() as u64;
+        assert!(end <= GENERATION_PLACE, "the tables up to {end:#x} leave their place");
+        for file in in_ram {
+            ram.write(Gpa(file.address), &file.bytes)?;
+        }
+        Ok(Placement { rsdp: Gpa(PLACE), generation: Gpa(from_le(&told.bytes)) })
     }
 }
 
@@ -104,6 +120,7 @@ impl Blob {
         let script = vec![
             Command::Allocate { file: RSDP_FILE, align: 16, fseg: true },
             Command::Allocate { file: TABLES_FILE, align: 64, fseg: false },
+            Command::Allocate { file: generation::GUID_FILE, align: generation::FILE_BYTES as u32, fseg: false },
         ];
         Blob { bytes: Vec::new(), script, tables: Vec::new() }
     }
@@ -165,6 +182,11 @@ impl Blob {
             Command::AddPointer { file: RSDP_FILE, at: 24, bytes: 8, to: TABLES_FILE },
             Command::AddChecksum { file: RSDP_FILE, at: 8, start: 0, len: 20 },
             Command::AddChecksum { file: RSDP_FILE, at: 32, start: 0, len: 36 },
+            Command::WritePointer {
+                file: generation::ADDRESS_FILE,
+                to: generation::GUID_FILE,
+                offset: u32::from(generation::GUID_AT),
+            },
         ]);
         AcpiTables { tables: self.bytes, rsdp, script: self.script }
     }
@@ -245,8 +267,9 @@ fn waet() -> Sdt {
     waet
 }
 
-/// The one definition block: soft off, processors, the PCI root and the ISA devices.
-fn dsdt(facts: &MachineFacts) -> Sdt {
+/// The one definition block: soft off, processors, the PCI root, the ISA devices and the VM generation id. Also gives the offset
+/// of the 32-bit number that becomes the address of the generation's page.
+fn dsdt(facts: &MachineFacts) -> (Sdt, u32) {
     let mut aml = Vec::new();
     let off = SLEEP_TYPE_SOFT_OFF as u8;
     Name::new("\\_S5_".into(), &Package::new(vec![&off, &off, &0u8, &0u8])).to_aml_bytes(&mut aml);
@@ -259,9 +282,51 @@ fn dsdt(facts: &MachineFacts) -> Sdt {
     }
     pci_root(facts, &mut aml);
     isa_devices(facts, &mut aml);
+    let pointer_at = generation_device(&mut aml);
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
     dsdt.append_slice(&aml);
-    dsdt
+    (dsdt, 36 + pointer_at)
+}
+
+/// The device that says where the VM generation id is, and the event by which it is another (Microsoft, "Virtual Machine
+/// Generation ID"). Gives the offset in `aml` of the number that becomes the page's address.
+fn generation_device(aml: &mut Vec<u8>) -> u32 {
+    const PAGE: &str = "\\VGIA";
+    const DEVICE: &str = "\\_SB_.VGEN";
+    let (page, device) = (Path::new(PAGE), Path::new(DEVICE));
+    Name::new(PAGE.into(), &Pointer).to_aml_bytes(aml);
+    let pointer_at = small(aml.len()) - 4;
+    let (answer, empty) = (Local(0), Package::new(vec![&ZERO, &ZERO]));
+    let low = Index::new(&ZERO, &answer, &ZERO);
+    // {low, high} of the id's address. The page's own address is what is linked, for the reason that `GUID_AT` has.
+    let (begin, add) = (Store::new(&answer, &empty), Add::new(&low, &page, &generation::GUID_AT));
+    let answered = Return::new(&answer);
+    let address: Vec<&dyn Aml> = vec![&begin, &add, &answered];
+    Device::new(
+        DEVICE.into(),
+        vec![
+            &Name::new("_HID".into(), &"INKP0001"),
+            &Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &Method::new("ADDR".into(), 0, false, address),
+        ],
+    )
+    .to_aml_bytes(aml);
+    let event = format!("_E{:02X}", layout::GPE_GENERATION);
+    let notify = Notify::new(&device, &0x80u8);
+    let handler = Method::new(event.as_str().into(), 0, false, vec![&notify]);
+    Scope::new("\\_GPE".into(), vec![&handler]).to_aml_bytes(aml);
+    pointer_at
+}
+
+/// A 32-bit number that is zero until it is linked.
+struct Pointer;
+
+impl Aml for Pointer {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.byte(0x0c);
+        sink.dword(0);
+    }
 }
 
 fn pci_root(facts: &MachineFacts, aml: &mut Vec<u8>) {
@@ -405,8 +470,8 @@ mod tests {
 
     fn placed(facts: &MachineFacts) -> Vec<(String, Vec<u8>)> {
         let ram = GuestRam::new(facts.memory_bytes.min(16 << 20)).unwrap();
-        let rsdp = AcpiTables::build(facts).place(&ram).unwrap();
-        walk(&ram, rsdp)
+        let placement = AcpiTables::build(facts).place(&ram).unwrap();
+        walk(&ram, placement.rsdp)
     }
 
     #[test]
@@ -431,6 +496,17 @@ mod tests {
         assert_eq!(number(fadt, 48, 4), 0, "no SMI command port");
         assert_eq!([number(fadt, 46, 2), number(fadt, 80, 4), number(fadt, 108, 1)], [9, 0xafe0, 0x32]);
         assert_eq!([number(fadt, 120, 8), number(fadt, 128, 1)], [0xcf9, 6]);
+    }
+
+    #[test]
+    fn the_generation_device_has_the_address_of_the_id() {
+        let ram = GuestRam::new(16 << 20).unwrap();
+        let placement = AcpiTables::build(&sample()).place(&ram).unwrap();
+        assert_eq!(placement.generation, Gpa(0xe_f028));
+        let tables = walk(&ram, placement.rsdp);
+        let (_, dsdt) = tables.iter().find(|(name, _)| name == "DSDT").unwrap();
+        let at = dsdt.windows(6).position(|bytes| bytes == b"\x08\\VGIA").unwrap() + 6;
+        assert_eq!((dsdt[at], number(dsdt, at + 1, 4)), (0x0c, 0xe_f000));
     }
 
     #[test]
@@ -476,6 +552,11 @@ mod tests {
             }
             let text = iasl(dir.path(), &["-ve", "-p", "again", "DSDT.dsl"]);
             assert!(text.contains("Compilation successful. 0 Errors, 0 Warnings"), "{text}");
+            // ACPICA's interpreter is in the same package.
+            let evaluate = ["-b", "evaluate \\_SB.VGEN.ADDR", "DSDT.aml"];
+            let output = process::Command::new("acpiexec").current_dir(dir.path()).args(evaluate).output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).to_uppercase();
+            assert!(text.contains("00000000000EF028"), "{text}");
         }
     }
 }

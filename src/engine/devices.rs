@@ -25,6 +25,7 @@ use super::{
     fault::{FaultReport, HostFaults},
     flash::Flash,
     fwcfg::FwCfg,
+    generation::Generation,
     i8042::I8042,
     irq::{IrqLine, MsiSink},
     layout::{self, slot},
@@ -117,6 +118,7 @@ pub struct Devices {
     pub tablet: TabletInput,
     pub agent: Agent,
     pub balloon: BalloonControl,
+    pub generation: Generation,
     cmos: Cmos,
     fw_cfg: Arc<Mutex<FwCfg>>,
     system_control: Arc<Mutex<SystemControl>>,
@@ -204,7 +206,12 @@ impl Devices {
         let hub = ConsoleHub::new(SCROLLBACK_BYTES);
         let sink = Arc::clone(&hub);
         let debug_log = log.clone();
-        let mut fw_cfg = FwCfg::for_machine(ram.clone(), facts.clone(), move || pm_base.load(Ordering::Acquire));
+        let generation_event = pm.clone();
+        let generation = Generation::new(ram.clone(), facts.generation, move || {
+            generation_event.raise_gpe(layout::GPE_GENERATION);
+        });
+        let pm_base_now = move || pm_base.load(Ordering::Acquire);
+        let mut fw_cfg = FwCfg::for_machine(ram.clone(), facts.clone(), generation.clone(), pm_base_now);
         if let Some(rom) = files.vga_rom {
             fw_cfg.add_file("vgaroms/vgabios-stdvga.bin", rom);
         }
@@ -224,6 +231,7 @@ impl Devices {
             tablet: tablet_input,
             agent,
             balloon: balloon_control,
+            generation,
             pio,
             mmio,
             hub,
@@ -280,6 +288,7 @@ impl Devices {
         self.i8042.reset();
         self.cmos.reset();
         self.pm.reset();
+        self.generation.reset();
         lock(&self.fw_cfg).reset();
         lock(&self.system_control).reset();
         lock(&self.reset_control).reset();
@@ -322,10 +331,13 @@ impl Devices {
         visit("i8042", &mut self.i8042.clone())?;
         visit("cmos", &mut self.cmos.clone())?;
         visit("pm", &mut self.pm.clone())?;
+        // Before fw_cfg, which shows the id in a file.
+        visit("generation", &mut self.generation.clone())?;
         visit("fw-cfg", &mut *lock(&self.fw_cfg))?;
         visit("system-control", &mut *lock(&self.system_control))?;
         visit("reset-control", &mut *lock(&self.reset_control))?;
         visit("debug-console", &mut *lock(&self.debug_console))?;
+        visit("agent", &mut self.agent.clone())?;
         visit("panic-port", &mut *lock(&self.panic_port))?;
         match &self.flash {
             Some((_, flash)) => visit("flash", &mut *lock(flash)),

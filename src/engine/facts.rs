@@ -14,6 +14,8 @@ pub struct MachineFacts {
     pub name: String,
     /// For SMBIOS, in the order in which it is printed.
     pub uuid: [u8; 16],
+    /// The VM generation id at power on; see `generation.rs`.
+    pub generation: [u8; 16],
     /// Where the PM block is now; the firmware may have moved it.
     pub pm_base: u16,
     /// Guest-physical addresses that 64-bit BARs may use; see `pci_memory_64`.
@@ -120,6 +122,7 @@ pub(crate) mod tests {
             memory_bytes: 512 << 20,
             name: "sample".into(),
             uuid: *b"\x12\x34\x56\x78\x9a\xbc\xde\xf0\x11\x22\x33\x44\x55\x66\x77\x88",
+            generation: *b"the first time. ",
             pm_base: layout::PM_BASE,
             pci_memory_64: pci_memory_64(512 << 20, 40),
             boot_order: vec![BootDevice::VirtioDisk { slot: layout::slot::DISK }, BootDevice::AhciCd { port: 5 }],

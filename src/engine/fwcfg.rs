@@ -1,6 +1,6 @@
 //! fw_cfg: how firmware asks the machine what it is (QEMU's interface: selector, data port, DMA).
 //!
-//! All items are read-only. DMA is carried out inside the write that starts it, so an item never moves while it is read.
+//! All items are read-only but one, by which the firmware tells where it put the VM generation id. DMA is carried out inside the write that starts it, so an item never moves while it is read.
 
 use std::{collections::BTreeMap, fmt::Write, mem, sync::Arc};
 
@@ -8,6 +8,7 @@ use super::{
     acpi::{self, AcpiTables},
     bus::{Access, BusDevice, BusFault, Effect, Width},
     facts::{BootDevice, FirstBoot, MachineFacts},
+    generation::{self, Generation},
     layout,
     memory::{Gpa, GuestRam, RamSpan},
     saved::{BadState, SaveState, State},
@@ -83,6 +84,8 @@ pub struct FwCfg {
     after_first_boot: Replacement,
     /// The PM base in the ACPI files, once the guest has looked at them after the last reset.
     acpi_pm_base: Option<u16>,
+    /// The only item that the guest may write, by its key: 8 bytes, the address of the VM generation id.
+    generation: Option<(u16, Generation)>,
     /// What the guest has selected since then, and its bytes.
     selected: Option<u16>,
     current: Bytes,
@@ -100,6 +103,7 @@ impl FwCfg {
             acpi: None,
             after_first_boot: Vec::new(),
             acpi_pm_base: None,
+            generation: None,
             selected: None,
             current: Arc::from([]),
             offset: 0,
@@ -112,7 +116,12 @@ impl FwCfg {
 
     /// Everything that SeaBIOS and OVMF ask of a machine. `pm_base` says where the firmware has put the PM block; it is called
     /// when the guest first selects an ACPI file, with this device's lock held.
-    pub fn for_machine(ram: GuestRam, facts: MachineFacts, pm_base: impl FnMut() -> u16 + Send + 'static) -> FwCfg {
+    pub fn for_machine(
+        ram: GuestRam,
+        facts: MachineFacts,
+        generation: Generation,
+        pm_base: impl FnMut() -> u16 + Send + 'static,
+    ) -> FwCfg {
         let mut fw_cfg = FwCfg::new(ram);
         let cpus = facts.cpus.min(u32::from(u16::MAX)) as u16;
         fw_cfg.add_key(key::UUID, &facts.uuid);
@@ -134,7 +143,14 @@ impl FwCfg {
         for (name, bytes) in AcpiTables::build(&facts).files() {
             fw_cfg.add_file(name, bytes);
         }
-        let files = move |pm_base| AcpiTables::build(&MachineFacts { pm_base, ..facts.clone() }).files();
+        fw_cfg.add_file(generation::GUID_FILE, generation.file());
+        let key = fw_cfg.add_file(generation::ADDRESS_FILE, vec![0; 8]);
+        fw_cfg.generation = Some((key, generation.clone()));
+        let files = move |pm_base| {
+            let mut files = AcpiTables::build(&MachineFacts { pm_base, ..facts.clone() }).files();
+            files.push((generation::GUID_FILE, generation.file()));
+            files
+        };
         fw_cfg.acpi = Some(AcpiPatch { pm_base: Box::new(pm_base), files: Box::new(files) });
         fw_cfg
     }
@@ -158,13 +174,14 @@ impl FwCfg {
         assert!(before.is_none() && key != key::DIRECTORY, "fw_cfg item {key:#x} is there already");
     }
 
-    /// Adds a file. Names are ours, shorter than 56 bytes and different.
-    pub fn add_file(&mut self, name: &str, bytes: Vec<u8>) {
+    /// Adds a file and gives its key. Names are ours, shorter than 56 bytes and different.
+    pub fn add_file(&mut self, name: &str, bytes: Vec<u8>) -> u16 {
         assert!(name.len() < FILE_NAME_BYTES, "fw_cfg file name {name} is too long");
         assert!(self.names.iter().all(|(other, _)| other != name), "fw_cfg file {name} is there already");
         let key = key::FIRST_FILE + u16::try_from(self.names.len()).expect("a few dozen files");
         self.add_key(key, &bytes);
         self.names.push((name.to_owned(), key));
+        key
     }
 
     /// Back to the state after power on, except that what was asked for one boot is over.
@@ -200,15 +217,15 @@ impl FwCfg {
     /// Makes `key` what is read.
     fn show(&mut self, key: u16) {
         self.selected = Some(key);
-        self.current = if key == key::DIRECTORY {
-            self.directory().into()
-        } else {
-            self.items.get(&key).cloned().unwrap_or_else(|| Arc::from([]))
+        self.current = match &self.generation {
+            Some((written, generation)) if key == *written => Arc::from(generation.address().0.to_le_bytes()),
+            _ if key == key::DIRECTORY => self.directory().into(),
+            _ => self.items.get(&key).cloned().unwrap_or_else(|| Arc::from([])),
         };
     }
 
     fn is_acpi(&self, key: u16) -> bool {
-        const FILES: [&str; 3] = [acpi::TABLES_FILE, acpi::RSDP_FILE, acpi::LOADER_FILE];
+        const FILES: [&str; 4] = [acpi::TABLES_FILE, acpi::RSDP_FILE, acpi::LOADER_FILE, generation::GUID_FILE];
         self.names.iter().any(|(name, at)| *at == key && FILES.contains(&name.as_str()))
     }
 
@@ -279,11 +296,26 @@ impl FwCfg {
             return written.is_ok();
         }
         if control & dma::WRITE != 0 {
-            return length == 0; // nothing is writable
+            return length == 0 || self.take_write(length, address);
         }
         if control & dma::SKIP != 0 {
             self.offset = self.offset.saturating_add(length as usize);
         }
+        true
+    }
+
+    /// The guest writes `length` bytes from `from` into the selected item. False when it may not.
+    fn take_write(&mut self, length: u32, from: Gpa) -> bool {
+        let Some((key, generation)) = &self.generation else { return false };
+        let mut bytes = generation.address().0.to_le_bytes();
+        let end = self.offset.saturating_add(length as usize);
+        let Some(into) = bytes.get_mut(self.offset..end).filter(|_| self.selected == Some(*key)) else { return false };
+        if self.ram.read(from, into).is_err() {
+            return false;
+        }
+        generation.placed(Gpa(u64::from_le_bytes(bytes)));
+        self.current = Arc::from(bytes);
+        self.offset = end;
         true
     }
 }
@@ -376,6 +408,7 @@ impl SaveState for FwCfg {
             acpi: _,
             after_first_boot,
             acpi_pm_base,
+            generation: _, // has a state of its own
             selected,
             current: _,
             offset,
@@ -426,14 +459,17 @@ mod tests {
         fw_cfg: FwCfg,
         ram: GuestRam,
         pm_base: Arc<AtomicU16>,
+        generation: Generation,
     }
 
     fn rig() -> Rig {
         let ram = GuestRam::new(16 << 20).unwrap();
         let pm_base = Arc::new(AtomicU16::new(0x600));
         let asked = Arc::clone(&pm_base);
-        let fw_cfg = FwCfg::for_machine(ram.clone(), sample(), move || asked.load(Ordering::SeqCst));
-        Rig { fw_cfg, ram, pm_base }
+        let generation = Generation::new(ram.clone(), [0x5a; 16], || ());
+        let pm = move || asked.load(Ordering::SeqCst);
+        let fw_cfg = FwCfg::for_machine(ram.clone(), sample(), generation.clone(), pm);
+        Rig { fw_cfg, ram, pm_base, generation }
     }
 
     const COMMAND_AT: u64 = 0x7000;
@@ -512,7 +548,7 @@ mod tests {
         let network = BootDevice::Network { slot: 4 };
         let order = FirstBoot::From([vec![network], sample().boot_order].concat());
         let facts = MachineFacts { first_boot: Some(order), ..sample() };
-        rig.fw_cfg = FwCfg::for_machine(rig.ram.clone(), facts, || 0x600);
+        rig.fw_cfg = FwCfg::for_machine(rig.ram.clone(), facts, rig.generation.clone(), || 0x600);
         let once = rig.file(BOOT_ORDER_FILE);
         assert_eq!(once, [&b"/pci@i0cf8/ethernet@4/ethernet-phy@0\n"[..], &usual].concat());
         for _ in 0..2 {
@@ -520,7 +556,7 @@ mod tests {
             assert_eq!(rig.file(BOOT_ORDER_FILE), usual);
         }
         let facts = MachineFacts { first_boot: Some(FirstBoot::Menu), ..sample() };
-        rig.fw_cfg = FwCfg::for_machine(rig.ram.clone(), facts, || 0x600);
+        rig.fw_cfg = FwCfg::for_machine(rig.ram.clone(), facts, rig.generation.clone(), || 0x600);
         assert_eq!(rig.file(BOOT_MENU_FILE), BOOT_MENU_ASKED_MS.to_le_bytes());
         rig.fw_cfg.reset();
         assert_eq!(rig.file(BOOT_MENU_FILE), BOOT_MENU_WAIT_MS.to_le_bytes());
@@ -547,6 +583,49 @@ mod tests {
         assert_eq!(rig.file("etc/acpi/tables"), tables, "once a boot");
         rig.fw_cfg.reset();
         assert_ne!(rig.file("etc/acpi/tables"), tables);
+    }
+
+    #[test]
+    fn firmware_tells_where_it_put_the_generation_id_and_writes_nothing_else() {
+        let mut rig = rig();
+        let (guid_key, guid_size) = rig.find(generation::GUID_FILE);
+        let (key, size) = rig.find(generation::ADDRESS_FILE);
+        assert_eq!((guid_size, size), (4096, 8));
+        let page = rig.file(generation::GUID_FILE);
+        assert!(page[..40].iter().chain(&page[56..]).all(|byte| *byte == 0));
+        assert_eq!(page[40..56], [0x5a; 16]);
+        // As SeaBIOS does, in one transfer.
+        let at = 0x20_0028u64;
+        rig.ram.write(Gpa(BUFFER), &at.to_le_bytes()).unwrap();
+        let select = |key: u16| u32::from(key) << 16 | dma::SELECT;
+        assert_eq!(rig.dma(select(key) | dma::WRITE, 8, BUFFER), 0);
+        assert_eq!(rig.generation.address(), Gpa(at));
+        assert_eq!(rig.file(generation::ADDRESS_FILE), at.to_le_bytes());
+        // As OVMF does, and in two halves.
+        rig.generation.reset();
+        assert_eq!(rig.file(generation::ADDRESS_FILE), [0; 8]);
+        rig.ram.write(Gpa(BUFFER), &at.to_le_bytes()).unwrap();
+        assert_eq!(rig.pio(key, 0), [0u8; 0]);
+        assert_eq!([rig.dma(dma::WRITE, 4, BUFFER), rig.dma(dma::WRITE, 4, BUFFER + 4)], [0, 0]);
+        assert_eq!(rig.generation.address(), Gpa(at));
+        assert_eq!(rig.dma(dma::WRITE, 1, BUFFER), dma::ERROR, "behind its end");
+        let renewed = [0xa5; 16];
+        rig.generation.renew(renewed);
+        assert_eq!(rig.ram.get_u64(Gpa(at + 8)), Ok(0xa5a5_a5a5_a5a5_a5a5));
+        rig.fw_cfg.reset();
+        assert_eq!(rig.file(generation::GUID_FILE)[40..56], renewed, "the next boot begins with it");
+        // Everything else stays as it is.
+        for (length, from) in [(9, BUFFER), (u32::MAX, BUFFER), (8, 0xa_0000), (8, u64::MAX - 3), (4, u64::MAX)] {
+            assert_eq!(rig.dma(select(key) | dma::WRITE, length, from), dma::ERROR, "{length:#x} from {from:#x}");
+        }
+        rig.ram.write(Gpa(BUFFER), &[1; 16]).unwrap();
+        for other in (0..0x40).chain([key::IRQ0_OVERRIDE, u16::MAX]).filter(|other| *other != key) {
+            assert_eq!(rig.dma(select(other) | dma::WRITE, 1, BUFFER), dma::ERROR, "{other:#x}");
+        }
+        assert_eq!(rig.dma(select(key), 0, 0), 0);
+        assert_eq!([rig.dma(dma::SKIP, u32::MAX, 0), rig.dma(dma::WRITE, 8, BUFFER)], [0, dma::ERROR]);
+        assert_eq!(rig.pio(guid_key, 41)[40], 0xa5);
+        assert_eq!(rig.generation.address(), Gpa(at));
     }
 
     #[test]
@@ -588,7 +667,8 @@ mod tests {
         let mut rig = rig();
         let order = FirstBoot::From([vec![BootDevice::Network { slot: 4 }], sample().boot_order].concat());
         let (facts, asked) = (MachineFacts { first_boot: Some(order), ..sample() }, Arc::clone(&rig.pm_base));
-        rig.fw_cfg = FwCfg::for_machine(rig.ram.clone(), facts, move || asked.load(Ordering::SeqCst));
+        let generation = Generation::new(rig.ram.clone(), [0x5a; 16], || ());
+        rig.fw_cfg = FwCfg::for_machine(rig.ram.clone(), facts, generation, move || asked.load(Ordering::SeqCst));
         rig
     }
 

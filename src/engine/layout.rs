@@ -44,6 +44,8 @@ pub const FW_CFG: Range<u64> = 0x510..0x51c;
 pub const PCI_CONFIG: Range<u64> = 0xcf8..0xd00;
 pub const RESET_CONTROL: u64 = 0xcf9;
 pub const GPE0: Range<u64> = 0xafe0..0xafe4;
+/// General-purpose event: the VM generation id is another. `\_GPE._E05` of our tables hears it.
+pub const GPE_GENERATION: u8 = 5;
 /// What our tables and a direct boot use; the firmware may choose another.
 pub const PM_BASE: u16 = 0x600;
 

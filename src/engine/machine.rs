@@ -256,7 +256,8 @@ impl Machine {
             BootImage::Kernel { kernel, initrd, cmdline } => {
                 self.without_firmware()?;
                 let facts = MachineFacts { pm_base: layout::PM_BASE, ..self.facts.clone() };
-                let direct = DirectBoot { kernel, initrd: initrd.as_ref(), cmdline };
+                let generation = &self.devices.generation;
+                let direct = DirectBoot { kernel, initrd: initrd.as_ref(), cmdline, generation };
                 boot::load(&self.ram, &facts, &direct).map(Some).map_err(io::Error::other)
             }
         }
@@ -284,8 +285,9 @@ fn saved_state_of(spec: &GuestSpec, file: File) -> io::Result<Reader> {
 
 fn facts(spec: &GuestSpec, vm: &Vm) -> MachineFacts {
     let digest = Sha256::digest(spec.id.as_str());
-    let mut uuid = [0; 16];
+    let (mut uuid, mut generation) = ([0; 16], [0; 16]);
     uuid.copy_from_slice(&digest[..16]);
+    generation.copy_from_slice(&digest[16..]);
     // RFC 9562, version 8: made by our own rule, from the guest's id.
     uuid[6] = uuid[6] & 0x0f | 0x80;
     uuid[8] = uuid[8] & 0x3f | 0x80;
@@ -295,6 +297,7 @@ fn facts(spec: &GuestSpec, vm: &Vm) -> MachineFacts {
         memory_bytes: spec.memory_bytes,
         name: spec.name.to_string(),
         uuid,
+        generation,
         pm_base: layout::PM_BASE,
         pci_memory_64: pci_memory_64(spec.memory_bytes, vm.physical_bits()),
         boot_order: boot_order(spec),

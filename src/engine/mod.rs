@@ -21,6 +21,7 @@ pub mod facts;
 pub mod fault;
 pub mod flash;
 pub mod fwcfg;
+pub mod generation;
 mod hyperv;
 pub mod i8042;
 pub mod input;

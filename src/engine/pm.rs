@@ -109,6 +109,14 @@ impl PmBlock {
         lock(&self.registers).enable & PWRBTN_STS != 0
     }
 
+    /// General-purpose event `number`, 0 to 15, has happened. Called by any thread.
+    pub fn raise_gpe(&self, number: u8) {
+        assert!(number < 16, "the block has sixteen events");
+        let mut registers = lock(&self.registers);
+        registers.gpe_status |= 1 << number;
+        registers.sync_sci();
+    }
+
     /// Back to the state after power on. The timer counts on.
     pub fn reset(&self) {
         let mut registers = lock(&self.registers);
@@ -234,7 +242,7 @@ impl BusDevice for PmPorts {
     }
 }
 
-/// GPE0: two bytes of status, two of enable (ACPI 6.5, 4.8.4.1). No event source is wired yet.
+/// GPE0: two bytes of status, two of enable (ACPI 6.5, 4.8.4.1).
 struct GpePorts(PmBlock);
 
 impl BusDevice for GpePorts {
@@ -430,7 +438,8 @@ mod tests {
     #[test]
     fn gpe_registers_keep_enables_and_clear_status() {
         let rig = rig();
-        rig.pm.registers.lock().unwrap().gpe_status = 0x0006;
+        rig.pm.raise_gpe(1);
+        rig.pm.raise_gpe(2);
         let mut gpe = rig.gpe.lock().unwrap();
         assert_eq!(gpe.write(Access::new(2, Width::B2), 0x0004), Ok(Effect::None));
         assert!(rig.sci());

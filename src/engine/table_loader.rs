@@ -1,4 +1,4 @@
-//! The script by which firmware places tables and links them: allocate, add a pointer, add a checksum.
+//! The script by which firmware places tables and links them: allocate, add a pointer, add a checksum, tell a pointer.
 //!
 //! The same script is carried out here when there is no firmware (QEMU's `etc/table-loader`, 128 bytes a command).
 
@@ -11,6 +11,8 @@ pub enum Command {
     AddPointer { file: &'static str, at: u32, bytes: u8, to: &'static str },
     /// Sets the byte at `at` so that the bytes from `start` on sum up to zero. The byte is zero before.
     AddChecksum { file: &'static str, at: u32, start: u32, len: u32 },
+    /// Writes the address of the byte at `offset` in `to` into the 8 bytes of `file`, which stays with the machine.
+    WritePointer { file: &'static str, to: &'static str, offset: u32 },
 }
 
 const COMMAND_BYTES: usize = 128;
@@ -18,6 +20,7 @@ const NAME_BYTES: usize = 56;
 const ALLOCATE: u32 = 1;
 const ADD_POINTER: u32 = 2;
 const ADD_CHECKSUM: u32 = 3;
+const WRITE_POINTER: u32 = 4;
 const ZONE_HIGH: u8 = 1;
 const ZONE_FSEG: u8 = 2;
 
@@ -48,6 +51,14 @@ fn encode_one(command: &Command) -> [u8; COMMAND_BYTES] {
             out.extend(at.to_le_bytes());
             out.extend(start.to_le_bytes());
             out.extend(len.to_le_bytes());
+        }
+        Command::WritePointer { file, to, offset } => {
+            out.extend(WRITE_POINTER.to_le_bytes());
+            out.extend(name(file));
+            out.extend(name(to));
+            out.extend(0u32.to_le_bytes()); // offset in `file`
+            out.extend(offset.to_le_bytes());
+            out.push(8);
         }
     }
     out.resize(COMMAND_BYTES, 0);
@@ -95,6 +106,11 @@ pub fn link(commands: &[Command], files: &mut [Placed]) {
                 let sum = sum(&bytes[start as usize..][..len as usize]);
                 bytes[at as usize] = bytes[at as usize].wrapping_sub(sum);
             }
+            Command::WritePointer { file, to, offset } => {
+                let address = files[find(files, to)].address + u64::from(offset);
+                let index = find(files, file);
+                files[index].bytes.copy_from_slice(&address.to_le_bytes());
+            }
         }
     }
 }
@@ -108,23 +124,29 @@ pub fn sum(bytes: &[u8]) -> u8 {
 mod tests {
     use super::*;
 
-    const SCRIPT: [Command; 4] = [
+    const SCRIPT: [Command; 5] = [
         Command::Allocate { file: "a", align: 16, fseg: true },
         Command::Allocate { file: "b", align: 64, fseg: false },
         Command::AddPointer { file: "a", at: 4, bytes: 4, to: "b" },
         Command::AddChecksum { file: "a", at: 0, start: 0, len: 8 },
+        Command::WritePointer { file: "c", to: "b", offset: 40 },
     ];
 
     #[test]
     fn a_script_is_written_as_firmware_reads_it() {
         let bytes = encode(&SCRIPT);
-        assert_eq!(bytes.len(), 4 * 128);
+        assert_eq!(bytes.len(), 5 * 128);
         assert_eq!(bytes[..6], [1, 0, 0, 0, b'a', 0]);
         assert_eq!(bytes[60..65], [16, 0, 0, 0, ZONE_FSEG]);
         let pointer = &bytes[256..384];
         assert_eq!([pointer[0], pointer[4], pointer[60], pointer[116], pointer[120]], [2, b'a', b'b', 4, 4]);
-        let checksum = &bytes[384..];
+        let checksum = &bytes[384..512];
         assert_eq!([checksum[0], checksum[60], checksum[64], checksum[68]], [3, 0, 0, 8]);
+        let written = &bytes[512..];
+        assert_eq!(
+            [written[0], written[4], written[60], written[116], written[120], written[124]],
+            [4, b'c', b'b', 0, 40, 8]
+        );
     }
 
     #[test]
@@ -132,9 +154,11 @@ mod tests {
         let mut files = [
             Placed { file: "a", address: 0xe_0000, bytes: vec![0, 1, 2, 3, 0x10, 0, 0, 0] },
             Placed { file: "b", address: 0x1_0000, bytes: vec![0; 64] },
+            Placed { file: "c", address: 0, bytes: vec![0; 8] },
         ];
         link(&SCRIPT, &mut files);
         assert_eq!(files[0].bytes[4..], [0x10, 0, 1, 0]);
         assert_eq!(sum(&files[0].bytes), 0);
+        assert_eq!(files[2].bytes, 0x1_0028u64.to_le_bytes());
     }
 }

@@ -17,6 +17,7 @@ use std::{fmt, fs::File, io, ops::Range};
 use super::{
     acpi::AcpiTables,
     facts::MachineFacts,
+    generation::Generation,
     memory::{Gpa, GuestRam, OutsideRam, RamSpan},
     smbios::Smbios,
 };
@@ -60,6 +61,8 @@ pub struct DirectBoot<'a> {
     pub kernel: &'a File,
     pub initrd: Option<&'a File>,
     pub cmdline: &'a str,
+    /// Hears where the VM generation id is.
+    pub generation: &'a Generation,
 }
 
 /// Why a kernel cannot be started: a sentence for the person, and the system's reason if there is one.
@@ -95,9 +98,10 @@ fn refused(sentence: impl Into<String>) -> BootError {
 ///
 /// Errors: the files are not what they should be, do not fit into memory, or cannot be read.
 pub fn load(ram: &GuestRam, facts: &MachineFacts, boot: &DirectBoot) -> Result<StartState, BootError> {
-    let rsdp = AcpiTables::build(facts).place(ram)?;
+    let tables = AcpiTables::build(facts).place(ram)?;
+    boot.generation.placed(tables.generation);
     Smbios::build(facts).place(ram)?;
-    let loader = Loader { ram, facts, rsdp, low_end: facts.ram_split().0 };
+    let loader = Loader { ram, facts, rsdp: tables.rsdp, low_end: facts.ram_split().0 };
     let kernel = Source::open(boot.kernel, "kernel")?;
     let initrd = boot.initrd.map(|file| Source::open(file, "initrd")).transpose()?;
     let head = kernel.head()?;
@@ -287,7 +291,8 @@ mod tests {
     impl Rig {
         pub(super) fn start(&self, kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str) -> Result<StartMode, String> {
             let (kernel, initrd) = (file_of(kernel), initrd.map(file_of));
-            let boot = DirectBoot { kernel: &kernel, initrd: initrd.as_ref(), cmdline };
+            let generation = Generation::new(self.ram.clone(), [7; 16], || ());
+            let boot = DirectBoot { kernel: &kernel, initrd: initrd.as_ref(), cmdline, generation: &generation };
             load(&self.ram, &self.facts, &boot).map(|start| start.mode).map_err(|error| error.to_string())
         }
         pub(super) fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
@@ -304,8 +309,10 @@ mod tests {
         assert_eq!(rig.start(b"#!/bin/sh\n", None, ""), no_kernel);
         assert_eq!(rig.start(&[0xff; 8192], None, ""), no_kernel);
         assert_eq!(rig.start(&[], None, ""), Err("The kernel file is empty.".into()));
+        assert_eq!(rig.bytes(0xe_f028, 16), [7; 16], "the VM generation id is in its place");
         let folder = File::open("/").unwrap();
-        let boot = DirectBoot { kernel: &folder, initrd: None, cmdline: "" };
+        let generation = Generation::new(rig.ram.clone(), [7; 16], || ());
+        let boot = DirectBoot { kernel: &folder, initrd: None, cmdline: "", generation: &generation };
         let error = load(&rig.ram, &rig.facts, &boot).unwrap_err();
         assert_eq!(error.to_string(), "The kernel is not a regular file.");
     }
@@ -314,7 +321,8 @@ mod tests {
     fn a_guest_without_low_memory_is_refused() {
         let ram = GuestRam::new(0x8_0000).unwrap();
         let kernel = file_of(b"x");
-        let boot = DirectBoot { kernel: &kernel, initrd: None, cmdline: "" };
+        let generation = Generation::new(ram.clone(), [7; 16], || ());
+        let boot = DirectBoot { kernel: &kernel, initrd: None, cmdline: "", generation: &generation };
         let error = load(&ram, &sample(), &boot).unwrap_err();
         assert_eq!(error.to_string(), "The guest's memory is too small to start a kernel.");
     }

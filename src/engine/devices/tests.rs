@@ -426,6 +426,21 @@ fn firmware_is_told_the_order_that_the_specification_says() {
 }
 
 #[test]
+fn a_renewed_generation_is_an_event_at_the_port_of_the_tables() {
+    let mut rig = rig(16 << 20);
+    rig.devices.generation.placed(Gpa(0x7_0028));
+    rig.devices.generation.renew([7; 16]);
+    assert_eq!(rig.read(Place::Port(layout::GPE0.start, Width::B2)), 1 << layout::GPE_GENERATION);
+    assert_eq!(rig.read(Place::Ram(0x7_0028)), 0x0707);
+    rig.devices.hold();
+    rig.devices.reset();
+    rig.devices.release();
+    assert_eq!(rig.devices.generation.address(), Gpa(0));
+    assert_eq!(rig.read(Place::Port(layout::GPE0.start, Width::B2)), 0);
+    assert_eq!(rig.file("etc/vmgenid_guid")[40..56], [7; 16]);
+}
+
+#[test]
 fn disks_on_virtio_and_nvme_share_the_slots_in_their_order() {
     let rig = rig_with(16 << 20, &[DiskBus::Nvme, DiskBus::Ahci, DiskBus::Virtio, DiskBus::Nvme], NetworkModel::Virtio);
     {
