@@ -71,6 +71,7 @@ pub mod slot {
     pub const DISK: u8 = 8;
     pub const WATCHDOG: u8 = 16;
     pub const BALLOON: u8 = 18;
+    pub const VSOCK: u8 = 19;
 }
 
 /// The PIRQ (0 to 3) behind interrupt pin `pin` (1 is INTA) of device `slot` (PIIX3 data sheet; swizzle of the PC machine).

@@ -10,6 +10,7 @@ mod parked;
 pub mod pci;
 pub mod queue;
 pub mod rng;
+pub mod vsock;
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -34,6 +35,7 @@ pub enum Kind {
     Entropy = 4,
     Balloon = 5,
     Input = 18,
+    Socket = 19,
 }
 
 /// The thread of a virtio device.

@@ -295,6 +295,7 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
                 Kind::Console => 0x078000,
                 Kind::Entropy | Kind::Balloon => 0x00ff00,
                 Kind::Input => 0x098000,
+                Kind::Socket => 0x078000,
             },
             revision: 1,
             subsystem_vendor: 0x1af4,

@@ -141,6 +141,11 @@ impl VirtQueue {
         if complete { Ok(true) } else { Err(Malformed) }
     }
 
+    /// The request that was popped last was not begun: it is the next one again.
+    pub fn put_back(&mut self) {
+        self.queue.go_to_previous_position();
+    }
+
     /// Gives a request back with `written` bytes in its writable part, and interrupts if the driver wants that.
     pub fn push(&mut self, ram: &GuestRam, head: u16, written: u32, interrupts: &Interrupts) -> Result<(), Malformed> {
         self.queue.add_used(ram.map(), head, written).map_err(|_| Malformed)?;
