@@ -44,6 +44,11 @@ pub struct Guest {
     pub hyperv: bool,
     #[serde(default)]
     pub huge_pages: bool,
+    #[serde(default)]
+    pub vsock: bool,
+    /// What a running guest keeps of its memory; left out while that is all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_now_bytes: Option<u64>,
     /// The guest's own addresses, as its packets show them.
     pub addresses: Vec<String>,
     /// What qemu-guest-agent in the running guest says; nothing without one.
@@ -233,6 +238,8 @@ pub struct CreateGuest {
     pub hyperv: Option<bool>,
     /// RAM out of the huge pages that the host has set aside.
     pub huge_pages: Option<bool>,
+    /// With a virtio socket device, to talk to programs of the host.
+    pub vsock: Option<bool>,
     /// Start it as soon as it is complete.
     #[serde(default)]
     pub start: bool,
@@ -286,6 +293,8 @@ pub struct ChangeGuest {
     pub hyperv: Option<bool>,
     /// RAM out of the huge pages that the host has set aside.
     pub huge_pages: Option<bool>,
+    /// With a virtio socket device, to talk to programs of the host.
+    pub vsock: Option<bool>,
     #[serde(default)]
     pub add_disks: Vec<NewDisk>,
     /// Deleted with their files.
@@ -309,6 +318,13 @@ pub struct StartGuest {
 pub struct ChangeCd {
     #[serde(default)]
     pub image: Option<String>,
+}
+
+/// `POST /api/v1/guests/{id}/memory`: what a running guest keeps of its memory; the rest it gives back to the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetMemory {
+    pub memory_bytes: u64,
 }
 
 #[cfg(test)]

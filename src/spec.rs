@@ -49,6 +49,9 @@ pub struct GuestSpec {
     pub network: Option<NetworkSpec>,
     #[serde(default)]
     pub watchdog: Watchdog,
+    /// With a virtio socket device, to talk to programs of the host without a network.
+    #[serde(default)]
+    pub vsock: bool,
     /// What firmware tries first to last. What is not named comes after it: the disks, then the CD; the network only when named.
     #[serde(default)]
     pub boot_order: Vec<BootFrom>,
@@ -430,6 +433,7 @@ pub(crate) mod tests {
             cpu_model: CpuModel::Host,
             hyperv: false,
             huge_pages: false,
+            vsock: false,
             watchdog: Watchdog::None,
             boot_order: vec![],
             first_boot: None,

@@ -222,6 +222,8 @@ pub enum Handed {
     ControlSocket,
     SerialSocket,
     VncSocket,
+    /// As the others: where programs of the host reach those of the guest.
+    VsockSocket,
     /// SeaBIOS or OVMF.
     Firmware,
     /// The guest's own variables of UEFI firmware, read and write.
@@ -279,6 +281,9 @@ pub struct Hello {
     /// What the guest's agent says, while there is one.
     #[serde(default)]
     pub agent: Option<AgentFacts>,
+    /// What the guest shall give back of its memory.
+    #[serde(default)]
+    pub balloon_bytes: u64,
 }
 
 /// What qemu-guest-agent in the guest says of it: short, printable, and no more to be believed than the guest. What it did not answer is
@@ -314,6 +319,10 @@ pub enum EngineMessage {
     Agent(Option<AgentFacts>),
     /// The guest's kernel says that it has crashed.
     Crashed,
+    /// What the guest shall give back of its memory.
+    Balloon {
+        bytes: u64,
+    },
     /// The guest was reset, by itself or by request.
     Reset,
     /// The guest could not be suspended, and does what it did before; a part of a sentence.
@@ -343,6 +352,10 @@ pub enum EngineAction {
     /// The reply's payload is a PNG, at most `max_width` wide.
     Screenshot {
         max_width: Option<u32>,
+    },
+    /// The guest shall give so much of its memory back.
+    Balloon {
+        bytes: u64,
     },
     /// The reply's payload is JSON: memory, exits, counters.
     Statistics,

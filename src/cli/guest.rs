@@ -19,7 +19,7 @@ use super::{
     task,
 };
 use crate::{
-    api::{Boot, ChangeCd, ChangeGuest, CreateGuest, Firmware, Guest, NewDisk, StartGuest, State},
+    api::{Boot, ChangeCd, ChangeGuest, CreateGuest, Firmware, Guest, NewDisk, SetMemory, StartGuest, State},
     spec::{CpuModel, DiskBus, NetworkModel, Watchdog},
     types::{parse_size, show_size},
     wire::BEING_SUSPENDED,
@@ -58,6 +58,10 @@ pub fn run(client: &Client, place: &PlaceArgs, command: GuestCommand) -> Outcome
             let said = if image.is_some() { "changed" } else { "ejected" };
             client.send("POST", &path(&name, "/cd"), &ChangeCd { image })?;
             say(format!("{name}: CD {said}"))
+        }
+        GuestCommand::Memory { name, size } => {
+            client.send("POST", &path(&name, "/memory"), &SetMemory { memory_bytes: size })?;
+            say(format!("{name}: asked to keep {}", show_size(size)))
         }
         GuestCommand::ResetFirmware { name } => {
             client.send("POST", &path(&name, "/reset-firmware"), &serde_json::json!({}))?;
@@ -150,6 +154,12 @@ fn describe(guest: &Guest) -> String {
     if guest.hyperv {
         lines.push(("enlightenments", "hyper-v".into()));
     }
+    if guest.vsock {
+        lines.push(("sockets", "vsock".into()));
+    }
+    if let Some(now) = guest.memory_now_bytes {
+        lines.push(("memory now", show_size(now)));
+    }
     if guest.huge_pages {
         lines.push(("pages", "huge".into()));
     }
@@ -212,6 +222,7 @@ fn create(client: &Client, place: &PlaceArgs, args: CreateArgs) -> Outcome {
         cpu_model: args.cpu_model,
         hyperv: args.hyperv,
         huge_pages: args.huge_pages,
+        vsock: args.vsock,
         // Asked for below, where its failure is heard.
         start: false,
     };
@@ -278,6 +289,7 @@ fn set(client: &Client, place: &PlaceArgs, args: SetArgs) -> Outcome {
         cpu_model: args.cpu_model,
         hyperv: args.hyperv,
         huge_pages: args.huge_pages,
+        vsock: args.vsock,
         add_disks,
         remove_disks,
     };

@@ -71,6 +71,13 @@ pub enum GuestCommand {
         #[arg(long)]
         yes: bool,
     },
+    /// Say how much of its memory a running guest keeps; it gives the rest back to the host until it is told otherwise or starts anew.
+    Memory {
+        name: String,
+        /// Such as 512M.
+        #[arg(value_parser = parse_size)]
+        size: u64,
+    },
     /// Change the CD, also while the guest runs. The rest of the hardware is changed by "set".
     Cd {
         name: String,
@@ -192,6 +199,9 @@ pub struct CreateArgs {
     /// RAM out of the huge pages that the host has set aside (vm.nr_hugepages).
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub huge_pages: Option<bool>,
+    /// A virtio socket device, to talk to programs of the host without a network.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub vsock: Option<bool>,
     /// The built-in test guest: greets, shows the time, echoes keys.
     #[arg(long, conflicts_with_all = ["kernel", "firmware"])]
     pub test_guest: bool,
@@ -268,4 +278,7 @@ pub struct SetArgs {
     /// RAM out of the huge pages that the host has set aside (vm.nr_hugepages).
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub huge_pages: Option<bool>,
+    /// A virtio socket device, to talk to programs of the host without a network.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub vsock: Option<bool>,
 }

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::net::UnixListener},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU16, Ordering},
@@ -55,11 +55,14 @@ use super::{
         net::Net,
         pci::VirtioPci,
         rng::Rng,
+        vsock::Vsock,
     },
     watchdog::{Watchdog, WatchdogHold},
 };
 use crate::spec::{self, BootFrom, DiskBus, GuestSpec, NetworkModel, NetworkSpec};
 
+/// The context id of each guest: it is alone on its socket device, and 0 to 2 are taken.
+const GUEST_CID: u32 = 3;
 /// The port of the CD drive on the HBA.
 pub const CD_PORT: u8 = 5;
 
@@ -84,6 +87,7 @@ pub struct DeviceFiles {
     pub disks: Vec<File>,
     pub cd: Option<File>,
     pub network: Option<OwnedFd>,
+    pub vsock: Option<UnixListener>,
     pub vga_rom: Option<Vec<u8>>,
     /// The flash chip with the firmware's variables, and where it is.
     pub flash: Option<(File, Gpa)>,
@@ -197,6 +201,11 @@ impl Devices {
         let balloon = Balloon::new(Clock::wall())?;
         let balloon_control = balloon.control();
         functions.add_virtio(slot::BALLOON, balloon)?;
+        if let Some(listener) = files.vsock {
+            // Nothing was handed over that the guest could connect to.
+            let connect = Box::new(|_| Err(io::ErrorKind::ConnectionRefused.into()));
+            functions.add_virtio(slot::VSOCK, Vsock::new(GUEST_CID, listener, connect)?)?;
+        }
         let watchdog = match spec.watchdog {
             spec::Watchdog::None => None,
             _ => Some(functions.add_watchdog(Arc::clone(&listeners.watchdog))?),

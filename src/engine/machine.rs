@@ -10,7 +10,10 @@ use std::{
     fs::File,
     io::{self, Read, Seek},
     ops::ControlFlow,
-    os::{fd::OwnedFd, unix::fs::FileExt},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::FileExt, net::UnixListener},
+    },
     sync::{Arc, PoisonError},
 };
 
@@ -55,6 +58,8 @@ pub struct MachineFiles {
     pub disks: Vec<File>,
     pub cd: Option<File>,
     pub network: Option<OwnedFd>,
+    /// Of a guest with a socket device.
+    pub vsock: Option<UnixListener>,
     /// The saved state that the machine goes on from.
     pub saved: Option<File>,
 }
@@ -113,7 +118,14 @@ impl Machine {
             (Boot::Uefi { .. }, ..) => return Err(io::Error::other("no variables were handed to the engine")),
             _ => None,
         };
-        let device_files = DeviceFiles { disks: files.disks, cd: files.cd, network: files.network, vga_rom, flash };
+        let device_files = DeviceFiles {
+            disks: files.disks,
+            cd: files.cd,
+            network: files.network,
+            vsock: files.vsock,
+            vga_rom,
+            flash,
+        };
         let board: Arc<dyn Board> = Arc::clone(&vm) as _;
         let devices = Devices::new(&board, &ram, spec, &facts, device_files, listeners, log)?;
         let mut machine = Machine { vcpus: Vec::new(), devices, vm, ram, facts, image, saved: None };

@@ -199,7 +199,8 @@ impl GuestRam {
         if !self.contains(span) {
             return Err(outside());
         }
-        let page = rustix::param::page_size();
+        // A constant of x86-64. Asking for it would read a file, which a process that gave up its privileges may not.
+        let page = PAGE_BYTES;
         for slice in GuestMemoryBackend::get_slices(&self.mapped.map, GuestAddress(span.at.0), span.bytes as usize) {
             let slice = slice.map_err(|_| outside())?;
             let from = slice.ptr_guard_mut().as_ptr();
@@ -256,6 +257,7 @@ impl GuestRam {
     }
 }
 
+const PAGE_BYTES: usize = 4096;
 /// How many iovecs one call takes (`IOV_MAX`).
 const IOVECS_MAX: usize = 1024;
 

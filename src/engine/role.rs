@@ -112,6 +112,7 @@ fn take_hands() -> io::Result<(EngineStart, Hands)> {
             initrd: find(&Handed::Initrd).map(File::from),
             cd: find(&Handed::Cd).map(File::from),
             network: find(&Handed::Network),
+            vsock: find(&Handed::VsockSocket).map(listen).transpose()?,
             saved: find(&Handed::Saved).map(File::from),
             disks,
         },
@@ -183,6 +184,7 @@ fn guest(start: &EngineStart, hands: Hands) -> io::Result<EngineEnd> {
         addresses: Vec::new(),
         crashed: false,
         agent: None,
+        balloon_bytes: machine.devices.balloon.status().target_bytes,
     });
     serve_consoles(&machine, hands.serial, hands.vnc, spec)?;
     if machine.begin()? {
@@ -369,12 +371,21 @@ impl Keeper {
                     Err(error) => answer.refused(format!("No picture could be made: {error}")),
                 }
             }
+            EngineAction::Balloon { bytes } => {
+                self.machine.devices.balloon.set_target(bytes);
+                answer.done();
+                self.announcer.say(|hello| hello.balloon_bytes = bytes, &EngineMessage::Balloon { bytes });
+            }
             EngineAction::Statistics => {
+                // Asked for the next time; what came last is told now.
+                let balloon = self.machine.devices.balloon.status();
+                self.machine.devices.balloon.ask_statistics();
                 let first_run_us = self.machine.first_run_us();
                 let statistics = serde_json::json!({
                     "exits": self.machine.exits(),
                     // From the wish for this process to the guest's first instruction.
                     "first_instruction_us": first_run_us.map(|at| at.saturating_sub(self.asked_us)),
+                    "balloon": { "target_bytes": balloon.target_bytes, "actual_bytes": balloon.actual_bytes, "guest": balloon.statistics },
                     "bus_misses": self.machine.devices.pio.misses() + self.machine.devices.mmio.misses(),
                 });
                 answer.with(statistics.to_string().into_bytes());

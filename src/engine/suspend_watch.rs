@@ -76,6 +76,7 @@ impl SuspendWatch<'_> {
             | EngineAction::Reset
             | EngineAction::PressPowerButton
             | EngineAction::Suspend
+            | EngineAction::Balloon { .. }
             | EngineAction::ChangeCd => {
                 answer.refused("The guest is being suspended. Wait, or resume it to give that up.");
             }

@@ -161,6 +161,7 @@ fn now_observed(action: &EngineAction) -> Option<Observed> {
         | EngineAction::PressPowerButton
         | EngineAction::PowerOff
         | EngineAction::Suspend
+        | EngineAction::Balloon { .. }
         | EngineAction::ChangeCd
         | EngineAction::Screenshot { .. }
         | EngineAction::Statistics => None,

@@ -93,6 +93,7 @@ pub(super) fn spec_of(row: &GuestRow, disks: &[DiskRow]) -> GuestSpec {
         cpu_model: row.cpu_model,
         hyperv: row.hyperv,
         huge_pages: row.huge_pages,
+        vsock: row.vsock,
         boot_order: row.boot_order.clone(),
         first_boot: None,
     }

@@ -68,6 +68,7 @@ impl Guests {
             cpu_model: wanted.cpu_model.unwrap_or_default(),
             hyperv: wanted.hyperv.unwrap_or_default(),
             huge_pages: wanted.huge_pages.unwrap_or_default(),
+            vsock: wanted.vsock.unwrap_or_default(),
             suspended: false,
             mac: MacAddr::random(),
             failure: None,
@@ -392,6 +393,7 @@ fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest, usual: BootKind) -> Result<(Gu
         cpu_model,
         hyperv,
         huge_pages,
+        vsock,
         add_disks,
         remove_disks,
     } = wanted;
@@ -418,6 +420,7 @@ fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest, usual: BootKind) -> Result<(Gu
     row.cpu_model = cpu_model.unwrap_or(row.cpu_model);
     row.hyperv = hyperv.unwrap_or(row.hyperv);
     row.huge_pages = huge_pages.unwrap_or(row.huge_pages);
+    row.vsock = vsock.unwrap_or(row.vsock);
     let mut disks = rows::disks(tx, id)?;
     if let Some(stranger) = remove_disks.iter().find(|gone| !disks.iter().any(|disk| disk.id == **gone)) {
         return Err(Error::invalid("remove_disks", format!("This guest has no disk {stranger}.")));

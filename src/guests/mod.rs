@@ -39,7 +39,7 @@ use crate::{
         images,
     },
     tasks::Tasks,
-    types::Id,
+    types::{Id, show_size},
     wire::{EngineAction, EngineEnd, HostAnswer, HostRequest, Place},
 };
 
@@ -53,6 +53,8 @@ const REACHED: Duration = Duration::from_secs(20);
 const SCREENSHOT_AGE: Duration = Duration::from_secs(1);
 /// The last picture of a guest is kept so long, for pages that look while its engine is going.
 const SCREENSHOT_KEPT: Duration = Duration::from_secs(10);
+/// A running guest that keeps less can do nothing with it.
+const MEMORY_KEPT_MIN: u64 = 32 << 20;
 /// The end of a guest's log that is shown.
 pub const LOG_TAIL_BYTES: u64 = 64 << 10;
 
@@ -336,6 +338,31 @@ impl Guests {
         let (guest, image) = (id.clone(), image.map(|image| image.id));
         self.0.around.store.writing(move |tx| rows::set_cd(tx, &guest, image.as_ref())).await?;
         self.0.around.changes.tell(crate::changes::Change::Guest(id.clone()));
+        Ok(())
+    }
+
+    /// Has a running guest keep so much of its memory and give the rest back to the host, until it is told otherwise or starts anew.
+    ///
+    /// Errors: `Invalid` at `memory_bytes`; `Conflict` when it does not run; what the engine says.
+    pub async fn set_memory(&self, id: &Id, memory_bytes: u64) -> Result<()> {
+        let supervisor = self.supervisor_of(id)?;
+        let guest = id.clone();
+        let row = self.0.around.store.reading(move |tx| rows::by_id(tx, &guest)).await?;
+        let whole = row.ok_or_else(|| Error::not_found("There is no such guest."))?.memory_bytes;
+        if !(MEMORY_KEPT_MIN.min(whole)..=whole).contains(&memory_bytes) {
+            let (least, most) = (show_size(MEMORY_KEPT_MIN.min(whole)), show_size(whole));
+            return Err(Error::invalid(
+                "memory_bytes",
+                format!("This guest can keep {least} to {most} while it runs."),
+            ));
+        }
+        let status = supervisor.status();
+        if !status.state.is_live() {
+            return Err(Error::conflict("The guest does not run. Its memory is changed with its hardware."));
+        }
+        let bytes = whole - memory_bytes;
+        status.client.ok_or_else(no_engine)?.call(EngineAction::Balloon { bytes }, None).await?;
+        supervisor.wait_for(SETTLE, |status| status.balloon_bytes == bytes).await;
         Ok(())
     }
 

@@ -18,6 +18,8 @@ pub struct Status {
     pub cd_present: Option<bool>,
     /// Its kernel has said that it crashed.
     pub crashed: bool,
+    /// What it shall give back of its memory while it runs.
+    pub balloon_bytes: u64,
     /// What its agent says, while there is one.
     pub agent: Option<AgentFacts>,
     /// To ask the running engine; nothing while it is not connected.
@@ -36,9 +38,15 @@ impl Status {
             addresses: Vec::new(),
             cd_present: None,
             crashed: false,
+            balloon_bytes: 0,
             agent: None,
             client: None,
         }
+    }
+
+    /// What it keeps of so much memory; nothing while that is all of it.
+    pub fn memory_now(&self, memory_bytes: u64) -> Option<u64> {
+        (self.balloon_bytes > 0).then(|| memory_bytes.saturating_sub(self.balloon_bytes))
     }
 
     /// What a person should know beside the state.

@@ -390,6 +390,7 @@ impl Task {
             status.addresses = hello.addresses;
             status.cd_present = Some(hello.cd_present);
             status.crashed = hello.crashed;
+            status.balloon_bytes = hello.balloon_bytes;
             status.agent = hello.agent;
             status.client = Some(client);
         });
@@ -404,6 +405,7 @@ impl Task {
                 self.observe(Event::Told(observed), reason);
             }
             EngineMessage::Addresses(addresses) => self.change(|status| status.addresses = addresses),
+            EngineMessage::Balloon { bytes } => self.change(|status| status.balloon_bytes = bytes),
             EngineMessage::Agent(facts) => self.change(|status| status.agent = facts),
             EngineMessage::CdChanged { present } => self.change(|status| status.cd_present = Some(present)),
             EngineMessage::Crashed => {
@@ -529,6 +531,7 @@ impl Task {
             status.addresses = Vec::new();
             status.cd_present = None;
             status.crashed = false;
+            status.balloon_bytes = 0;
             status.agent = None;
             status.client = None;
         });

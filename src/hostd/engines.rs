@@ -1,7 +1,7 @@
 //! Engines: started, found again after a restart, watched to their end.
 //!
 //! ```text
-//! RUN/guests/ID/  control.sock serial.sock vnc.sock   bound here, listened on by the engine
+//! RUN/guests/ID/  control.sock serial.sock vnc.sock (vsock.sock)   bound here, listened on by the engine
 //!                 pid                                 who it is, so that a later hostd finds it
 //!                 end.json                            what the engine wrote about its end
 //! ```
@@ -180,7 +180,7 @@ impl Engines {
         let unavailable = |error: io::Error| {
             Error::new(ErrorKind::Unavailable, format!("Cannot start the engine: {error}.")).because(error)
         };
-        self.run_files(guest, &mut hands).map_err(unavailable)?;
+        self.run_files(guest, launch.spec.vsock, &mut hands).map_err(unavailable)?;
         let output = self.files.open_log(guest)?;
         let start = EngineStart { spec: launch.spec.clone(), handed: hands.names, run_as, asked_us: monotonic_us() };
         let child = spawn::engine(&start, hands.fds, output).map_err(unavailable)?;
@@ -208,15 +208,16 @@ impl Engines {
     }
 
     /// Sockets and the end file, in a folder of the guest's own.
-    fn run_files(&self, guest: &Id, hands: &mut Hands) -> io::Result<()> {
+    fn run_files(&self, guest: &Id, vsock: bool, hands: &mut Hands) -> io::Result<()> {
         let folder = self.folder(guest);
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder)?;
-        for (handed, name) in [
+        let always = [
             (Handed::ControlSocket, "control.sock"),
             (Handed::SerialSocket, "serial.sock"),
             (Handed::VncSocket, "vnc.sock"),
-        ] {
+        ];
+        for (handed, name) in always.into_iter().chain(vsock.then_some((Handed::VsockSocket, "vsock.sock"))) {
             let path = folder.join(name);
             let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
             rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;

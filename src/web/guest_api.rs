@@ -31,6 +31,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
         .route("/api/v1/guests/{id}", web::patch().to(change))
         .route("/api/v1/guests/{id}", web::delete().to(delete))
         .route("/api/v1/guests/{id}/cd", web::post().to(change_cd))
+        .route("/api/v1/guests/{id}/memory", web::post().to(set_memory))
         .route("/api/v1/guests/{id}/reset-firmware", web::post().to(reset_firmware))
         .route("/api/v1/guests/{id}/log", web::get().to(log))
         .route("/api/v1/guests/{id}/statistics", web::get().to(statistics))
@@ -81,6 +82,8 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
         cpu_model: row.cpu_model,
         hyperv: row.hyperv,
         huge_pages: row.huge_pages,
+        vsock: row.vsock,
+        memory_now_bytes: status.memory_now(row.memory_bytes),
         addresses: status.addresses.clone(),
         agent: status.agent.clone(),
         started_ms: status.started_ms,
@@ -180,6 +183,14 @@ async fn act(who: Operator, state: Data<State>, path: Path<(String, String)>, bo
         state.guests.act(&guest.row.id, event).await?;
     }
     state.audit_guest(&who, &action, &guest.row).await?;
+    Ok(HttpResponse::Ok().json(guest_json(&state.guests.get(guest.row.id.as_str()).await?)))
+}
+
+async fn set_memory(who: Operator, state: Data<State>, id: Path<String>, body: Bytes) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let wanted: api::SetMemory = json(&body)?;
+    state.guests.set_memory(&guest.row.id, wanted.memory_bytes).await?;
+    state.audit_guest(&who, "change_memory_of", &guest.row).await?;
     Ok(HttpResponse::Ok().json(guest_json(&state.guests.get(guest.row.id.as_str()).await?)))
 }
 

@@ -49,6 +49,8 @@ pub fn fields_of(form: &Form) -> GuestFields {
         cpu_model: text("cpu_model"),
         hyperv: text("hyperv"),
         huge_pages: text("huge_pages"),
+        memory_now: String::new(),
+        vsock: text("vsock"),
         start: form.ticked("start"),
     }
 }
@@ -98,6 +100,8 @@ pub fn fields_of_guest(guest: &Guest) -> GuestFields {
         cpu_model: row.cpu_model.as_str().to_owned(),
         hyperv: switch_word(row.hyperv).to_owned(),
         huge_pages: switch_word(row.huge_pages).to_owned(),
+        memory_now: typed_size(guest.status.memory_now(row.memory_bytes).unwrap_or(row.memory_bytes)),
+        vsock: switch_word(row.vsock).to_owned(),
         start: false,
     }
 }
@@ -134,6 +138,7 @@ pub fn create_guest(fields: &GuestFields) -> Result<CreateGuest, FieldErrors> {
         cpu_model: cpu_model(fields, &mut errors),
         hyperv: switch(&fields.hyperv, "hyperv", &mut errors),
         huge_pages: switch(&fields.huge_pages, "huge_pages", &mut errors),
+        vsock: switch(&fields.vsock, "vsock", &mut errors),
         start: fields.start,
     };
     if errors.is_empty() { Ok(wanted) } else { Err(errors) }
@@ -157,6 +162,7 @@ pub fn change_guest(fields: &GuestFields) -> Result<ChangeGuest, FieldErrors> {
         cpu_model: cpu_model(fields, &mut errors),
         hyperv: switch(&fields.hyperv, "hyperv", &mut errors),
         huge_pages: switch(&fields.huge_pages, "huge_pages", &mut errors),
+        vsock: switch(&fields.vsock, "vsock", &mut errors),
         add_disks: new_disk(fields, ("add_disk_size", "add_disk_image"), &mut errors),
         remove_disks: Vec::new(),
     };
@@ -346,6 +352,7 @@ pub async fn choices(state: &State) -> Result<GuestChoices> {
         networks: network_choices(&network),
         firmwares: firmware_choices(state).await,
         cpu_models: CpuModel::ALL.map(|model| choice(model.as_str(), model.words())).to_vec(),
+        vsocks: vec![choice("off", "None"), choice("on", "Sockets to programs of the host (vsock)")],
         hypervs: vec![choice("off", "None"), choice("on", "Hyper-V, for Windows")],
         huge_pages: vec![choice("off", "Ordinary"), choice("on", "Huge, set aside on the host")],
         watchdogs: Watchdog::ALL.map(|watchdog| choice(watchdog.as_str(), watchdog.words())).to_vec(),

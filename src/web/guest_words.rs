@@ -48,6 +48,7 @@ fn actions_of(guest: &Guest, caller: &Caller) -> view::Actions {
         discard: state == GuestState::Suspended,
         resume: state.allows(Event::Resume),
         edit: rests,
+        memory: state.is_live() && guest.status.client.is_some(),
         cd: whole && (rests || guest.status.client.is_some()),
         delete: rests,
         console_input: true,
@@ -183,6 +184,9 @@ pub fn facts(guest: &Guest) -> Vec<view::Fact> {
         NetworkModel::E1000 => ", on an Intel e1000",
     };
     facts.push(fact("Network", format!("{}{card}", row.network), false));
+    if let Some(now) = guest.status.memory_now(row.memory_bytes) {
+        facts.push(fact("Memory now", format!("{} of {}", show_size(now), show_size(row.memory_bytes)), false));
+    }
     if row.cpu_model != CpuModel::Host {
         facts.push(fact("Processor", row.cpu_model.words().to_owned(), false));
     }
@@ -191,6 +195,9 @@ pub fn facts(guest: &Guest) -> Vec<view::Fact> {
     }
     if row.huge_pages {
         facts.push(fact("Pages", "Huge, set aside on the host".to_owned(), false));
+    }
+    if row.vsock {
+        facts.push(fact("Sockets", "To programs of the host (vsock)".to_owned(), false));
     }
     if row.watchdog != Watchdog::None {
         facts.push(fact("Watchdog", row.watchdog.words().to_owned(), false));

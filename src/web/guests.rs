@@ -23,7 +23,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     guests::{Guest, lifecycle::Event},
     store::users::{self, AuditRow},
-    types::{Id, now_ms},
+    types::{Id, now_ms, parse_size},
 };
 
 /// The width of the pictures in lists.
@@ -47,6 +47,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
         .route("/guests/{id}/delete", web::get().to(delete_form))
         .route("/guests/{id}/delete", web::post().to(delete))
         .route("/guests/{id}/cd", web::post().to(change_cd))
+        .route("/guests/{id}/memory", web::post().to(set_memory))
         .route("/guests/{id}/disks/{disk}/delete", web::post().to(delete_disk))
         .route("/guests/{id}/reset-firmware", web::post().to(reset_firmware))
         .route("/guests/{id}/{action}", web::post().to(act));
@@ -322,6 +323,29 @@ async fn change_cd(who: Operator, state: Data<State>, id: Path<String>, form: Fo
             let mut errors = FieldErrors::default();
             errors.add("image", error.to_string());
             let fields = forms::fields_of_guest(&guest);
+            html(status, &hardware_page(&state, &who, &guest, fields, errors).await?)
+        }
+    }
+}
+
+async fn set_memory(who: Operator, state: Data<State>, id: Path<String>, form: Form) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let done = match parse_size(form.get("memory_now")) {
+        Ok(bytes) => state.guests.set_memory(&guest.row.id, bytes).await,
+        Err(bad) => Err(Error::invalid("memory_now", bad.to_string())),
+    };
+    match done {
+        Ok(()) => {
+            state.audit_guest(&who, "change_memory_of", &guest.row).await?;
+            state.flash(&who, Level::Ok, "The guest was asked. It gives memory back as it can.");
+            Ok(see_other(&format!("/guests/{}/hardware", guest.row.id)))
+        }
+        Err(error) => {
+            let status = form_status(&error).ok_or_else(|| Error::new(error.kind(), error.to_string()))?;
+            let mut errors = FieldErrors::default();
+            errors.add("memory_now", error.to_string());
+            let memory_now = form.get("memory_now").to_owned();
+            let fields = view::GuestFields { memory_now, ..forms::fields_of_guest(&guest) };
             html(status, &hardware_page(&state, &who, &guest, fields, errors).await?)
         }
     }

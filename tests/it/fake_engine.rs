@@ -176,6 +176,7 @@ fn control(shared: &Shared, stream: UnixStream) {
         cd_present: false,
         crashed: false,
         agent: None,
+        balloon_bytes: 0,
         addresses: vec!["192.0.2.7".into()],
     };
     if shared.manners.mute {
@@ -211,6 +212,7 @@ fn obey(shared: &Shared, writer: &mut UnixStream, request: EngineRequest, descri
         EngineAction::ChangeCd if descriptors > 1 => error = Some("too many descriptors".to_owned()),
         EngineAction::ChangeCd => shared.say(&EngineMessage::CdChanged { present: descriptors == 1 }),
         EngineAction::Suspend => {}
+        EngineAction::Balloon { bytes } => shared.say(&EngineMessage::Balloon { bytes: *bytes }),
         EngineAction::Reset => shared.say(&EngineMessage::Reset),
         EngineAction::PressPowerButton | EngineAction::PowerOff => {}
     }

@@ -95,6 +95,7 @@ fn rig_with(memory_bytes: u64, buses: &[DiskBus], model: NetworkModel) -> Rig {
         disks: buses.iter().map(|_| image()).collect(),
         cd: None,
         network: Some(near.into()),
+        vsock: None,
         vga_rom: Some(vec![0x55; 512]),
         flash: None,
     };

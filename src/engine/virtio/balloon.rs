@@ -9,6 +9,7 @@ use std::{
 };
 
 use rustix::event::{PollFd, PollFlags};
+use serde::Serialize;
 
 use super::{
     Features, Interrupts, Kind, Running, VirtioDevice, Worker,
@@ -63,7 +64,7 @@ pub struct BalloonStatus {
 }
 
 /// What the guest says of its memory (5.5.6.4). Systems leave out what they do not count.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Statistics {
     /// When it came, in milliseconds since 1970-01-01 UTC by the host's clock.
     pub at_unix_ms: u64,

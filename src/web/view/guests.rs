@@ -52,6 +52,8 @@ pub struct Actions {
     pub resume: bool,
     /// Hardware may be changed now.
     pub edit: bool,
+    /// A running guest may be asked to give memory back.
+    pub memory: bool,
     /// The CD may be changed now.
     pub cd: bool,
     pub delete: bool,
@@ -131,6 +133,9 @@ pub struct GuestFields {
     /// "on" or "off".
     pub hyperv: String,
     pub huge_pages: String,
+    /// What a running guest keeps.
+    pub memory_now: String,
+    pub vsock: String,
     pub start: bool,
 }
 
@@ -169,6 +174,8 @@ impl Default for GuestFields {
             cpu_model: "host".to_owned(),
             hyperv: "off".to_owned(),
             huge_pages: "off".to_owned(),
+            memory_now: String::new(),
+            vsock: "off".to_owned(),
             start: true,
         }
     }
@@ -189,6 +196,7 @@ pub struct GuestChoices {
     pub watchdogs: Vec<Choice>,
     pub cpu_models: Vec<Choice>,
     pub hypervs: Vec<Choice>,
+    pub vsocks: Vec<Choice>,
     pub huge_pages: Vec<Choice>,
     /// "This host has 8 CPUs and 31 GiB of memory, 12 GiB of it free."
     pub host_words: String,

@@ -18,6 +18,7 @@ fn all_actions() -> Actions {
     let yes = true;
     Actions {
         suspend: true,
+        memory: true,
         discard: false,
         start: yes,
         shutdown: yes,
