@@ -56,6 +56,8 @@ pub trait BlockBackend: Send + Sync {
     fn write(&self, ram: &GuestRam, at: u64, from: &[RamSpan]) -> Result<(), BlockError>;
     /// Fills a buffer of ours, for emulated transfers (ATAPI).
     fn read_bytes(&self, at: u64, into: &mut [u8]) -> Result<(), BlockError>;
+    /// Writes a buffer of ours, for transfers that go through one (USB).
+    fn write_bytes(&self, at: u64, from: &[u8]) -> Result<(), BlockError>;
     /// Every write that returned before this call is durable when it returns.
     fn flush(&self) -> Result<(), BlockError>;
     /// The guest does not need these bytes any more; what they read as afterwards is not said. The host's space is freed
@@ -158,6 +160,13 @@ impl BlockBackend for RawFile {
             _ => classify(error),
         })
     }
+    fn write_bytes(&self, at: u64, from: &[u8]) -> Result<(), BlockError> {
+        self.check_write(at, from.len() as u64)?;
+        self.file.write_all_at(from, at).map_err(|error| match error.kind() {
+            io::ErrorKind::WriteZero => BlockError::NoSpace,
+            _ => classify(error),
+        })
+    }
     fn flush(&self) -> Result<(), BlockError> {
         if self.shape.read_only { Ok(()) } else { self.file.sync_data().map_err(classify) }
     }
@@ -204,6 +213,11 @@ pub(crate) mod tests {
         let mut seen = [0; 4];
         disk.read_bytes(512, &mut seen).unwrap();
         assert_eq!(&seen, b"kept");
+        disk.write_bytes(SIZE - 4, b"last").unwrap();
+        disk.read_bytes(SIZE - 4, &mut seen).unwrap();
+        assert_eq!(&seen, b"last");
+        assert!(disk.write_bytes(SIZE - 3, b"last").is_err());
+        assert!(disk.write_bytes(u64::MAX, b"last").is_err());
         ram.write(Gpa(0x1000), &[7; 4096]).unwrap();
         for (at, bytes, good) in [(SIZE, 512, false), (u64::MAX, 1, false), (0, u64::MAX, false), (SIZE, 0, true)] {
             assert_eq!(disk.discard(at, bytes).is_ok(), good, "discard {bytes} at {at}");
@@ -282,6 +296,7 @@ pub(crate) mod tests {
         let ram = GuestRam::new(2 << 20).unwrap();
         let span = [RamSpan { at: Gpa(0), bytes: 512 }];
         assert!(matches!(disk.write(&ram, 0, &span), Err(BlockError::ReadOnly)));
+        assert!(matches!(disk.write_bytes(0, &[0; 512]), Err(BlockError::ReadOnly)));
         assert!(matches!(disk.discard(0, 512), Err(BlockError::ReadOnly)));
         assert!(matches!(disk.write_zeroes(0, 512), Err(BlockError::ReadOnly)));
     }

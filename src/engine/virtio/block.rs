@@ -389,6 +389,9 @@ mod tests {
         fn read_bytes(&self, _: u64, _: &mut [u8]) -> Result<(), BlockError> {
             Err(BlockError::BadSpan)
         }
+        fn write_bytes(&self, _: u64, _: &[u8]) -> Result<(), BlockError> {
+            Err(BlockError::BadSpan)
+        }
         fn flush(&self) -> Result<(), BlockError> {
             self.transfer(0, &[], |_, _| {})?;
             self.note("flush".into());

@@ -342,6 +342,10 @@ impl BlockBackend for Gate {
         self.pass()?;
         self.disk.read_bytes(at, into)
     }
+    fn write_bytes(&self, at: u64, from: &[u8]) -> Result<(), BlockError> {
+        self.pass()?;
+        self.disk.write_bytes(at, from)
+    }
     fn flush(&self) -> Result<(), BlockError> {
         self.disk.flush()
     }

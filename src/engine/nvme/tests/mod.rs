@@ -444,6 +444,9 @@ impl BlockBackend for Gate {
     fn read_bytes(&self, at: u64, into: &mut [u8]) -> Result<(), BlockError> {
         self.disk.read_bytes(at, into)
     }
+    fn write_bytes(&self, at: u64, from: &[u8]) -> Result<(), BlockError> {
+        self.disk.write_bytes(at, from)
+    }
     fn flush(&self) -> Result<(), BlockError> {
         self.pass("flush".into(), || Ok(()))
     }
