@@ -70,6 +70,7 @@ pub mod slot {
     /// The first disk with a function of its own, on virtio or NVMe; the others follow.
     pub const DISK: u8 = 8;
     pub const WATCHDOG: u8 = 16;
+    pub const XHCI: u8 = 17;
     pub const BALLOON: u8 = 18;
     pub const VSOCK: u8 = 19;
 }
