@@ -46,6 +46,8 @@ pub struct Guest {
     pub huge_pages: bool,
     #[serde(default)]
     pub vsock: bool,
+    #[serde(default)]
+    pub usb: bool,
     /// What a running guest keeps of its memory; left out while that is all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_now_bytes: Option<u64>,
@@ -240,6 +242,8 @@ pub struct CreateGuest {
     pub huge_pages: Option<bool>,
     /// With a virtio socket device, to talk to programs of the host.
     pub vsock: Option<bool>,
+    /// With USB: a keyboard and a tablet.
+    pub usb: Option<bool>,
     /// Start it as soon as it is complete.
     #[serde(default)]
     pub start: bool,
@@ -295,6 +299,8 @@ pub struct ChangeGuest {
     pub huge_pages: Option<bool>,
     /// With a virtio socket device, to talk to programs of the host.
     pub vsock: Option<bool>,
+    /// With USB: a keyboard and a tablet.
+    pub usb: Option<bool>,
     #[serde(default)]
     pub add_disks: Vec<NewDisk>,
     /// Deleted with their files.

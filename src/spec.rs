@@ -52,6 +52,9 @@ pub struct GuestSpec {
     /// With a virtio socket device, to talk to programs of the host without a network.
     #[serde(default)]
     pub vsock: bool,
+    /// With a USB 3 controller, a keyboard and a tablet on it.
+    #[serde(default)]
+    pub usb: bool,
     /// What firmware tries first to last. What is not named comes after it: the disks, then the CD; the network only when named.
     #[serde(default)]
     pub boot_order: Vec<BootFrom>,
@@ -434,6 +437,7 @@ pub(crate) mod tests {
             hyperv: false,
             huge_pages: false,
             vsock: false,
+            usb: false,
             watchdog: Watchdog::None,
             boot_order: vec![],
             first_boot: None,

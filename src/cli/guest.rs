@@ -154,6 +154,9 @@ fn describe(guest: &Guest) -> String {
     if guest.hyperv {
         lines.push(("enlightenments", "hyper-v".into()));
     }
+    if guest.usb {
+        lines.push(("usb", "keyboard and tablet".into()));
+    }
     if guest.vsock {
         lines.push(("sockets", "vsock".into()));
     }
@@ -223,6 +226,7 @@ fn create(client: &Client, place: &PlaceArgs, args: CreateArgs) -> Outcome {
         hyperv: args.hyperv,
         huge_pages: args.huge_pages,
         vsock: args.vsock,
+        usb: args.usb,
         // Asked for below, where its failure is heard.
         start: false,
     };
@@ -290,6 +294,7 @@ fn set(client: &Client, place: &PlaceArgs, args: SetArgs) -> Outcome {
         hyperv: args.hyperv,
         huge_pages: args.huge_pages,
         vsock: args.vsock,
+        usb: args.usb,
         add_disks,
         remove_disks,
     };

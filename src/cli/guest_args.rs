@@ -202,6 +202,9 @@ pub struct CreateArgs {
     /// A virtio socket device, to talk to programs of the host without a network.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub vsock: Option<bool>,
+    /// A USB 3 controller with a keyboard and a tablet, for systems without virtio drivers.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub usb: Option<bool>,
     /// The built-in test guest: greets, shows the time, echoes keys.
     #[arg(long, conflicts_with_all = ["kernel", "firmware"])]
     pub test_guest: bool,
@@ -281,4 +284,7 @@ pub struct SetArgs {
     /// A virtio socket device, to talk to programs of the host without a network.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub vsock: Option<bool>,
+    /// A USB 3 controller with a keyboard and a tablet, for systems without virtio drivers.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub usb: Option<bool>,
 }

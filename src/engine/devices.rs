@@ -58,6 +58,7 @@ use super::{
         vsock::Vsock,
     },
     watchdog::{Watchdog, WatchdogHold},
+    xhci::{self, UsbDevices, UsbInput, XhciIo},
 };
 use crate::spec::{self, BootFrom, DiskBus, GuestSpec, NetworkModel, NetworkSpec};
 
@@ -136,6 +137,9 @@ pub struct Devices {
     /// When the guest has that card.
     e1000: Option<E1000Io>,
     watchdog: Option<WatchdogHold>,
+    /// When the guest has USB: its controller, and the way of keys and pointer to it.
+    usb: Option<XhciIo>,
+    pub usb_input: Option<UsbInput>,
     workers: Vec<Worker>,
 }
 
@@ -210,6 +214,7 @@ impl Devices {
             spec::Watchdog::None => None,
             _ => Some(functions.add_watchdog(Arc::clone(&listeners.watchdog))?),
         };
+        let (usb, usb_input) = if spec.usb { functions.add_usb(listeners)? } else { (None, None) };
         let Functions { nvme, workers, .. } = functions;
 
         let hub = ConsoleHub::new(SCROLLBACK_BYTES);
@@ -255,6 +260,8 @@ impl Devices {
             nvme,
             e1000,
             watchdog,
+            usb,
+            usb_input,
             workers,
         };
         devices.map_fixed();
@@ -362,6 +369,9 @@ impl Devices {
         for controller in &self.nvme {
             controller.hold();
         }
+        if let Some(usb) = &self.usb {
+            usb.hold();
+        }
         if let Some(watchdog) = &self.watchdog {
             watchdog.hold();
         }
@@ -383,6 +393,9 @@ impl Devices {
         }
         for controller in &self.nvme {
             controller.release();
+        }
+        if let Some(usb) = &self.usb {
+            usb.release();
         }
         if let Some(watchdog) = &self.watchdog {
             watchdog.release();
@@ -461,6 +474,15 @@ impl Functions<'_> {
             self.root.try_add(at, IrqLine::unconnected(), 0, |_| Watchdog::new(Clock::monotonic(), move || bite()))?;
         let hold = lock(&made).hold();
         Ok(hold)
+    }
+
+    /// A controller with keyboard and tablet.
+    fn add_usb(&mut self, listeners: &Listeners) -> io::Result<(Option<XhciIo>, Option<UsbInput>)> {
+        let devices = UsbDevices { keyboard: true, tablet: true, disks: Vec::new() };
+        let irq = self.router.join(layout::pirq(slot::XHCI, 1));
+        let made = xhci::add(self.root, irq, self.ram.clone(), devices, &listeners.host_fault)?;
+        let controller = lock(&made);
+        Ok((Some(controller.io()), Some(controller.input())))
     }
 
     fn add_nvme(&mut self, slot: u8, disk: NvmeDisk, report: FaultReport) -> io::Result<()> {

@@ -27,6 +27,7 @@ use super::{
     rfb,
     suspend_watch::{GivenUp, SuspendWatch},
     vcpu::VcpuEvent,
+    xhci::UsbInput,
 };
 use crate::{
     spec::{GuestSpec, Watchdog},
@@ -237,23 +238,33 @@ fn serve_consoles(machine: &Machine, serial: UnixListener, vnc: UnixListener, sp
         uart.lock().unwrap_or_else(std::sync::PoisonError::into_inner).type_bytes(bytes);
     };
     console::serve(serial, Arc::clone(&machine.devices.hub), Arc::new(typed))?;
-    let input =
-        Arc::new(ScreenInput { keyboard: machine.devices.i8042.clone(), tablet: machine.devices.tablet.clone() });
+    let input = Arc::new(ScreenInput {
+        keyboard: machine.devices.i8042.clone(),
+        tablet: machine.devices.tablet.clone(),
+        usb: machine.devices.usb_input.clone(),
+    });
     rfb::serve(vnc, Arc::clone(&machine.devices.screen), input, spec.name.as_str())
 }
 
-/// Keys go to the PS/2 keyboard, the pointer to the tablet.
+/// Keys go to the PS/2 keyboard and the pointer to the virtio tablet, unless the guest has taken its USB devices into use.
 struct ScreenInput {
     keyboard: super::i8042::I8042,
     tablet: super::virtio::input::TabletInput,
+    usb: Option<UsbInput>,
 }
 
 impl InputSink for ScreenInput {
     fn key(&self, code: KeyCode, down: bool) {
-        self.keyboard.key(code.0, down);
+        match self.usb.as_ref().filter(|usb| usb.has_keyboard()) {
+            Some(usb) => usb.key(code, down),
+            None => self.keyboard.key(code.0, down),
+        }
     }
     fn pointer(&self, x: u16, y: u16, buttons: u8, wheel: i8) {
-        self.tablet.pointer(x, y, buttons, wheel);
+        match self.usb.as_ref().filter(|usb| usb.has_tablet()) {
+            Some(usb) => usb.pointer(x, y, buttons, wheel),
+            None => self.tablet.pointer(x, y, buttons, wheel),
+        }
     }
 }
 

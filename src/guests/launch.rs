@@ -94,6 +94,7 @@ pub(super) fn spec_of(row: &GuestRow, disks: &[DiskRow]) -> GuestSpec {
         hyperv: row.hyperv,
         huge_pages: row.huge_pages,
         vsock: row.vsock,
+        usb: row.usb,
         boot_order: row.boot_order.clone(),
         first_boot: None,
     }

@@ -69,6 +69,7 @@ impl Guests {
             hyperv: wanted.hyperv.unwrap_or_default(),
             huge_pages: wanted.huge_pages.unwrap_or_default(),
             vsock: wanted.vsock.unwrap_or_default(),
+            usb: wanted.usb.unwrap_or_default(),
             suspended: false,
             mac: MacAddr::random(),
             failure: None,
@@ -394,6 +395,7 @@ fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest, usual: BootKind) -> Result<(Gu
         hyperv,
         huge_pages,
         vsock,
+        usb,
         add_disks,
         remove_disks,
     } = wanted;
@@ -421,6 +423,7 @@ fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest, usual: BootKind) -> Result<(Gu
     row.hyperv = hyperv.unwrap_or(row.hyperv);
     row.huge_pages = huge_pages.unwrap_or(row.huge_pages);
     row.vsock = vsock.unwrap_or(row.vsock);
+    row.usb = usb.unwrap_or(row.usb);
     let mut disks = rows::disks(tx, id)?;
     if let Some(stranger) = remove_disks.iter().find(|gone| !disks.iter().any(|disk| disk.id == **gone)) {
         return Err(Error::invalid("remove_disks", format!("This guest has no disk {stranger}.")));

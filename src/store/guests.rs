@@ -62,6 +62,7 @@ pub struct GuestRow {
     pub hyperv: bool,
     pub huge_pages: bool,
     pub vsock: bool,
+    pub usb: bool,
     pub mac: MacAddr,
     /// Its state is on disk, and the next start goes on from there.
     pub suspended: bool,
@@ -190,6 +191,7 @@ fn guest(row: &Row) -> rusqlite::Result<GuestRow> {
         hyperv: get(row, "hyperv")?,
         huge_pages: get(row, "huge_pages")?,
         vsock: get(row, "vsock")?,
+        usb: get(row, "usb")?,
         mac: parsed(row, "mac")?,
         suspended: get(row, "suspended")?,
         failure: get(row, "failure")?,
@@ -245,10 +247,10 @@ pub fn insert(tx: &Tx, row: &GuestRow) -> Result<()> {
     name_is_free(tx, &row.name, &row.id)?;
     tx.run(
         "INSERT INTO guests (id, name, machine, desired, note, cpus, sockets, threads, memory_bytes, boot, secure_boot, kernel_image_id,
-             initrd_image_id, cmdline, cd_image_id, boot_order, network, network_model, watchdog, cpu_model, hyperv, huge_pages, vsock, bridge, mac, failure,
+             initrd_image_id, cmdline, cd_image_id, boot_order, network, network_model, watchdog, cpu_model, hyperv, huge_pages, vsock, usb, bridge, mac, failure,
              created_ms)
          VALUES (:id, :name, :machine, :desired, :note, :cpus, :sockets, :threads, :memory_bytes, :boot, :secure_boot, :kernel, :initrd,
-             :cmdline, :cd, :boot_order, :network, :network_model, :watchdog, :cpu_model, :hyperv, :huge_pages, :vsock, :bridge, :mac, :failure, :created_ms)",
+             :cmdline, :cd, :boot_order, :network, :network_model, :watchdog, :cpu_model, :hyperv, :huge_pages, :vsock, :usb, :bridge, :mac, :failure, :created_ms)",
         named_params! {
             ":id": row.id.as_str(), ":name": row.name.as_str(), ":machine": row.machine,
             ":desired": desired_word(row.desired_on), ":note": row.note, ":cpus": row.cpus,
@@ -257,7 +259,7 @@ pub fn insert(tx: &Tx, row: &GuestRow) -> Result<()> {
             ":initrd": row.initrd_image_id.as_ref().map(Id::as_str),
             ":cmdline": row.cmdline, ":cd": row.cd_image_id.as_ref().map(Id::as_str),
             ":boot_order": boot_order_column(&row.boot_order), ":network_model": row.network_model.as_str(),
-            ":watchdog": row.watchdog.as_str(), ":cpu_model": row.cpu_model.as_str(), ":hyperv": row.hyperv, ":huge_pages": row.huge_pages, ":vsock": row.vsock,
+            ":watchdog": row.watchdog.as_str(), ":cpu_model": row.cpu_model.as_str(), ":hyperv": row.hyperv, ":huge_pages": row.huge_pages, ":vsock": row.vsock, ":usb": row.usb,
             ":network": row.network.column(), ":bridge": row.network.bridge(), ":mac": row.mac.to_string(),
             ":failure": row.failure, ":created_ms": row.created_ms,
         },
@@ -273,7 +275,7 @@ pub fn update(tx: &Tx, row: &GuestRow) -> Result<()> {
     tx.run(
         "UPDATE guests SET name = :name, note = :note, cpus = :cpus, sockets = :sockets, threads = :threads, memory_bytes = :memory_bytes, boot = :boot,
              secure_boot = :secure_boot, kernel_image_id = :kernel, initrd_image_id = :initrd, cmdline = :cmdline, cd_image_id = :cd,
-             boot_order = :boot_order, network = :network, network_model = :network_model, watchdog = :watchdog, cpu_model = :cpu_model, hyperv = :hyperv, huge_pages = :huge_pages, vsock = :vsock, bridge = :bridge
+             boot_order = :boot_order, network = :network, network_model = :network_model, watchdog = :watchdog, cpu_model = :cpu_model, hyperv = :hyperv, huge_pages = :huge_pages, vsock = :vsock, usb = :usb, bridge = :bridge
          WHERE id = :id",
         named_params! {
             ":id": row.id.as_str(), ":name": row.name.as_str(), ":note": row.note, ":cpus": row.cpus,
@@ -282,7 +284,7 @@ pub fn update(tx: &Tx, row: &GuestRow) -> Result<()> {
             ":initrd": row.initrd_image_id.as_ref().map(Id::as_str),
             ":cmdline": row.cmdline, ":cd": row.cd_image_id.as_ref().map(Id::as_str),
             ":boot_order": boot_order_column(&row.boot_order), ":network_model": row.network_model.as_str(),
-            ":watchdog": row.watchdog.as_str(), ":cpu_model": row.cpu_model.as_str(), ":hyperv": row.hyperv, ":huge_pages": row.huge_pages, ":vsock": row.vsock,
+            ":watchdog": row.watchdog.as_str(), ":cpu_model": row.cpu_model.as_str(), ":hyperv": row.hyperv, ":huge_pages": row.huge_pages, ":vsock": row.vsock, ":usb": row.usb,
             ":network": row.network.column(), ":bridge": row.network.bridge(),
         },
     )?;
@@ -412,6 +414,7 @@ pub(crate) mod tests {
             hyperv: false,
             huge_pages: false,
             vsock: false,
+            usb: false,
             mac: MacAddr::random(),
             suspended: false,
             failure: None,
@@ -452,7 +455,7 @@ pub(crate) mod tests {
         (row.cpus, row.sockets, row.threads) = (8, 2, 4);
         row.network_model = NetworkModel::E1000;
         row.watchdog = Watchdog::PowerOff;
-        (row.cpu_model, row.hyperv, row.huge_pages, row.vsock) = (CpuModel::Portable, true, true, true);
+        (row.cpu_model, row.hyperv, row.huge_pages, row.vsock, row.usb) = (CpuModel::Portable, true, true, true, true);
         row.boot_order = vec![BootFrom::Network];
         row.network = NetworkMode::Nat;
         store.write(|tx| update(tx, &row)).unwrap();

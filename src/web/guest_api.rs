@@ -83,6 +83,7 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
         hyperv: row.hyperv,
         huge_pages: row.huge_pages,
         vsock: row.vsock,
+        usb: row.usb,
         memory_now_bytes: status.memory_now(row.memory_bytes),
         addresses: status.addresses.clone(),
         agent: status.agent.clone(),

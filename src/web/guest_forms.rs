@@ -51,6 +51,7 @@ pub fn fields_of(form: &Form) -> GuestFields {
         huge_pages: text("huge_pages"),
         memory_now: String::new(),
         vsock: text("vsock"),
+        usb: text("usb"),
         start: form.ticked("start"),
     }
 }
@@ -102,6 +103,7 @@ pub fn fields_of_guest(guest: &Guest) -> GuestFields {
         huge_pages: switch_word(row.huge_pages).to_owned(),
         memory_now: typed_size(guest.status.memory_now(row.memory_bytes).unwrap_or(row.memory_bytes)),
         vsock: switch_word(row.vsock).to_owned(),
+        usb: switch_word(row.usb).to_owned(),
         start: false,
     }
 }
@@ -139,6 +141,7 @@ pub fn create_guest(fields: &GuestFields) -> Result<CreateGuest, FieldErrors> {
         hyperv: switch(&fields.hyperv, "hyperv", &mut errors),
         huge_pages: switch(&fields.huge_pages, "huge_pages", &mut errors),
         vsock: switch(&fields.vsock, "vsock", &mut errors),
+        usb: switch(&fields.usb, "usb", &mut errors),
         start: fields.start,
     };
     if errors.is_empty() { Ok(wanted) } else { Err(errors) }
@@ -163,6 +166,7 @@ pub fn change_guest(fields: &GuestFields) -> Result<ChangeGuest, FieldErrors> {
         hyperv: switch(&fields.hyperv, "hyperv", &mut errors),
         huge_pages: switch(&fields.huge_pages, "huge_pages", &mut errors),
         vsock: switch(&fields.vsock, "vsock", &mut errors),
+        usb: switch(&fields.usb, "usb", &mut errors),
         add_disks: new_disk(fields, ("add_disk_size", "add_disk_image"), &mut errors),
         remove_disks: Vec::new(),
     };
@@ -352,6 +356,7 @@ pub async fn choices(state: &State) -> Result<GuestChoices> {
         networks: network_choices(&network),
         firmwares: firmware_choices(state).await,
         cpu_models: CpuModel::ALL.map(|model| choice(model.as_str(), model.words())).to_vec(),
+        usbs: vec![choice("off", "None"), choice("on", "USB 3 with keyboard and tablet")],
         vsocks: vec![choice("off", "None"), choice("on", "Sockets to programs of the host (vsock)")],
         hypervs: vec![choice("off", "None"), choice("on", "Hyper-V, for Windows")],
         huge_pages: vec![choice("off", "Ordinary"), choice("on", "Huge, set aside on the host")],

@@ -196,6 +196,9 @@ pub fn facts(guest: &Guest) -> Vec<view::Fact> {
     if row.huge_pages {
         facts.push(fact("Pages", "Huge, set aside on the host".to_owned(), false));
     }
+    if row.usb {
+        facts.push(fact("USB", "Keyboard and tablet".to_owned(), false));
+    }
     if row.vsock {
         facts.push(fact("Sockets", "To programs of the host (vsock)".to_owned(), false));
     }

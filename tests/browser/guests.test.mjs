@@ -130,6 +130,50 @@ test("start, pause, resume, shut down, reset and power off from the page", async
   for (const word of ["Started", "Paused", "Resumed", "Reset", "Powered off"]) assert.ok(history.includes(word), `${word} in ${history}`);
 });
 
+test("a guest is suspended from its menu, goes on, and its saved state may be discarded", async () => {
+  await house.command(["guest", "start", "life"]);
+  await page.goto("/guests/life");
+  const { id } = await house.guest("life");
+  await menu("Suspend");
+  await state("suspended");
+  assert.equal(await page.locator("#guest-head .primary").innerText(), "Resume");
+  await page.goto("/guests/life/hardware");
+  assert.ok(await page.locator("[name=cpus]").isDisabled(), "it is not changed meanwhile");
+  await page.goto("/guests");
+  const row = page.locator("tr", { hasText: "life" });
+  assert.match(await row.innerText(), /suspended[\s\S]*Resume/);
+  await row.locator("button.small", { hasText: "Resume" }).click();
+  await page.goto("/guests/life");
+  await state("running");
+  assert.match(await house.command(["guest", "console", "life", "--dump"]), /Welcome/, "what was said before is kept");
+  await menu("Suspend");
+  await state("suspended");
+  await menu("Discard saved state…");
+  await page.click(`#ask-poweroff-${id} .danger`);
+  await state("stopped");
+  assert.match(await page.locator("ol.events").innerText(), /Suspended/);
+});
+
+test("a running guest gives memory back from its hardware page, and wrong sizes are said there", async () => {
+  await house.command(["guest", "create", "roomy", "--test-guest", "--memory", "128M", "--network", "none"]);
+  await house.command(["guest", "start", "roomy"]);
+  await page.goto("/guests/roomy/hardware");
+  await page.fill("[name=memory_now]", "64M");
+  await page.click("form[action$='/memory'] button");
+  await page.waitForSelector(".flash");
+  assert.equal(await page.inputValue("[name=memory_now]"), "64M");
+  await page.goto("/guests/roomy");
+  assert.match(await page.locator("dl.facts").innerText(), /64 MiB of 128 MiB/);
+  await page.goto("/guests/roomy/hardware");
+  expectComplaints(REFUSED_FORM);
+  await page.fill("[name=memory_now]", "1T");
+  await page.click("form[action$='/memory'] button");
+  assert.match(await page.locator("#error-memory_now").innerText(), /32 MiB to 128 MiB/);
+  assert.equal(await page.inputValue("[name=memory_now]"), "1T");
+  await house.command(["guest", "poweroff", "roomy"]);
+  await house.command(["guest", "rm", "roomy", "--yes"]);
+});
+
 test("a change made elsewhere shows on the open pages within a second, without a reload", async () => {
   await page.goto("/guests");
   const row = page.locator("tr", { hasText: "life" });

@@ -61,6 +61,13 @@ pub struct Actions {
     pub console_input: bool,
 }
 
+impl Actions {
+    /// What starting means now.
+    pub fn start_word(&self) -> &'static str {
+        if self.discard { "Resume" } else { "Start" }
+    }
+}
+
 /// One guest in a list.
 #[derive(Clone, Debug)]
 pub struct GuestLine {
@@ -136,6 +143,7 @@ pub struct GuestFields {
     /// What a running guest keeps.
     pub memory_now: String,
     pub vsock: String,
+    pub usb: String,
     pub start: bool,
 }
 
@@ -176,6 +184,7 @@ impl Default for GuestFields {
             huge_pages: "off".to_owned(),
             memory_now: String::new(),
             vsock: "off".to_owned(),
+            usb: "off".to_owned(),
             start: true,
         }
     }
@@ -197,6 +206,7 @@ pub struct GuestChoices {
     pub cpu_models: Vec<Choice>,
     pub hypervs: Vec<Choice>,
     pub vsocks: Vec<Choice>,
+    pub usbs: Vec<Choice>,
     pub huge_pages: Vec<Choice>,
     /// "This host has 8 CPUs and 31 GiB of memory, 12 GiB of it free."
     pub host_words: String,

@@ -1,0 +1,68 @@
+#!/bin/bash
+# What a Linux guest makes of the rest of the machine: a portable processor with Hyper-V's enlightenments, USB keyboard and tablet, memory that
+# goes back to the host, sockets to the host, the VM generation id. By UEFI, so that OVMF meets all of it too.
+# limit: 1200
+# lab: --ovmf
+. "$(dirname "$0")/../lib.sh"
+
+guest all --firmware uefi --memory 768M --network none --cpu-model portable --hyperv --usb --vsock --disk "$MATERIAL/debian12-esp.raw"
+log_in all 1
+# Linux finds both hypervisors and takes KVM; Windows looks at the first place only.
+run_in all 30 'dmesg | grep "Hypervisor detected: KVM"; modprobe cpuid; dd if=/dev/cpu/0/cpuid bs=16 count=1 iflag=skip_bytes skip=$((0x40000000)) status=none | tail -c 12 | grep "Microsoft Hv"'
+run_in all 30 'grep "model name.*Innkeeper portable" /proc/cpuinfo; grep -w sse4_2 /proc/cpuinfo >/dev/null; grep -wE "avx|xsave" /proc/cpuinfo && false || true'
+run_in all 30 'cat /sys/devices/system/clocksource/clocksource0/current_clocksource; cat /sys/devices/system/clocksource/clocksource0/available_clocksource'
+run_in all 30 'for i in $(seq 20); do grep -q -i tablet /proc/bus/input/devices && break; sleep 1; done; cat /sys/bus/usb/devices/*/product; lspci -n 2>/dev/null | grep 0c03 || true'
+run_in all 30 '[ $(cat /sys/bus/usb/devices/[0-9]*-[0-9]*/product | grep -c -i -E "keyboard|tablet") = 2 ]'
+run_in all 30 'ls -d /sys/bus/acpi/devices/INKP0001:00'
+
+# A key of the viewer's comes from the USB keyboard.
+type_serial all 'k=$(grep -l -i "usb.*keyboard\|keyboard" /sys/class/input/event*/device/name | while read n; do d=$(dirname $n); readlink -f $d | grep -q usb && basename $(dirname $d); done | head -n 1); timeout 60 head -c 24 /dev/input/$k | od -An -tx1 | head -n 1; echo "key"-1\r'
+sleep 5
+press all a
+await_serial all '^key-1' 70
+run_in all 10 'true'
+
+# Memory goes back to the host, and comes again.
+total() { serial all | sed -n 's/^total-\([0-9]*\).*/\1/p' | tail -n 1; }
+asked=0
+gives() {
+  asked=$((asked + 1))
+  type_serial all 'echo "total"-$(awk "/^MemTotal/ {print int(\$2 / 1024)}" /proc/meminfo)-\r'
+  sleep 2
+  [ -n "$(total)" ] && [ "$(total)" "$1" "$2" ]
+}
+engine=$(python3 -c 'import json,sys; print(json.load(sys.stdin)["engine"]["pid"])' < <(ik guest show all --json))
+resident() { awk '/^VmRSS/ {print int($2 / 1024)}' "/proc/$engine/status"; }
+run_in all 60 'head -c 300M /dev/zero | tr "\0" x >/dev/shm/x; rm /dev/shm/x'
+before=$(resident)
+ik guest memory all 384M
+until_true 60 gives -lt 420 || broken "the guest has $(total) MiB and was asked to keep 384"
+after=$(resident)
+note "engine: $before MiB resident, then $after"
+[ "$after" -lt $((before - 150)) ] || broken "the host got nothing back: $before MiB, then $after"
+[ "$(field all memory_now_bytes)" = $((384 << 20)) ] || broken "it says $(field all memory_now_bytes)"
+ik guest memory all 768M
+until_true 60 gives -gt 650 || broken "the guest has $(total) MiB and may have 768 again"
+
+# A program of the host speaks to one of the guest.
+type_serial all "modprobe vmw_vsock_virtio_transport; perl -e 'socket(S,40,1,0) or die; bind(S,pack(\"SSLLx4\",40,0,1234,0xffffffff)) or die; listen(S,1); accept(C,S) or die; sysread(C,\$l,99); syswrite(C,\"heard \$l\"); sleep 1' &\\r"
+sleep 5
+answer=$(timeout 60 python3 - "$STATE/run/guests/$(field all id)/vsock.sock" <<'PYTHON'
+import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+s.sendall(b"CONNECT 1234\n")
+f = s.makefile("rb")
+assert f.readline().startswith(b"OK "), "no connection"
+s.sendall(b"hello\n")
+print(f.readline().decode().strip())
+PYTHON
+) || broken "no program of the guest answers on its socket"
+[ "$answer" = "heard hello" ] || broken "the guest's program says '$answer'"
+
+run_in all 30 'dmesg | grep -i -E "ACPI (BIOS )?(Error|Warning)|xhci.*(error|halt|died|not responding)|usb.*(error|unable)|BUG:|Call Trace" && false || true'
+# Suspended with all of it.
+ik guest suspend all
+ik guest start all
+run_in all 60 'ls -d /sys/bus/acpi/devices/INKP0001:00; grep -q -i tablet /proc/bus/input/devices'
+run_in all 30 'dmesg | grep -i -E "xhci.*(error|halt|died|not responding)|BUG:|Call Trace" && false || true'
