@@ -239,21 +239,26 @@ impl GuestRam {
 
     /// The host ranges of the spans; a span that crosses regions becomes several.
     fn iovecs(&self, spans: &[RamSpan]) -> io::Result<Vec<libc::iovec>> {
-        let outside = |span: &RamSpan| {
-            io::Error::new(io::ErrorKind::InvalidInput, OutsideRam { at: span.at, bytes: span.bytes as usize })
-        };
         let mut out = Vec::with_capacity(spans.len());
         for span in spans {
-            if !self.contains(*span) {
-                return Err(outside(span));
-            }
-            for slice in GuestMemoryBackend::get_slices(&self.mapped.map, GuestAddress(span.at.0), span.bytes as usize)
-            {
-                let slice = slice.map_err(|_| outside(span))?;
-                out.push(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() });
-            }
+            self.host_pieces(*span, |at, bytes| out.push(libc::iovec { iov_base: at.cast(), iov_len: bytes }))
+                .map_err(|outside| io::Error::new(io::ErrorKind::InvalidInput, outside))?;
         }
         Ok(out)
+    }
+
+    /// Where a span lies in this process, for calls that give the kernel addresses: one piece, or several where it crosses
+    /// regions. They are good for as long as a handle on this memory lives.
+    pub(crate) fn host_pieces(&self, span: RamSpan, mut piece: impl FnMut(*mut u8, usize)) -> Result<(), OutsideRam> {
+        let outside = OutsideRam { at: span.at, bytes: span.bytes as usize };
+        if !self.contains(span) {
+            return Err(outside);
+        }
+        for slice in GuestMemoryBackend::get_slices(&self.mapped.map, GuestAddress(span.at.0), span.bytes as usize) {
+            let slice = slice.map_err(|_| outside)?;
+            piece(slice.ptr_guard_mut().as_ptr(), slice.len());
+        }
+        Ok(())
     }
 }
 

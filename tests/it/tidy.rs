@@ -73,6 +73,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// The only files with `unsafe`, each with its reason at its top.
 const UNSAFE_FILES: &[&str] = &[
     "src/engine/memory.rs",
+    "src/engine/uring.rs",
     "src/engine/vcpu.rs",
     "src/engine/vcpu_state.rs",
     "src/engine/vm.rs",
@@ -93,6 +94,7 @@ const CRATES: &[(&str, &[&str])] = &[
         &["src/engine/vm.rs", "src/engine/vcpu.rs", "src/engine/vcpu_state.rs", "src/engine/start_state.rs"],
     ),
     ("imago", &["src/images/"]),
+    ("io_uring", &["src/engine/uring.rs"]),
     ("rcgen", &["src/web/tls"]),
 ];
 
