@@ -39,6 +39,7 @@ use super::{
     },
     pm::{PM_BYTES, PmBlock},
     pvpanic::{Panic, PanicPort},
+    rate_limit::{RateLimit, RateLimits},
     reset::{ResetControl, SystemControl},
     saved::{BadState, SaveState, State},
     screen::Screen,
@@ -49,7 +50,7 @@ use super::{
     virtio::{
         VirtioDevice, Worker,
         balloon::{Balloon, BalloonControl},
-        block::Block,
+        block::{Block, BlockOptions},
         console::Console,
         input::{Tablet, TabletInput},
         net::Net,
@@ -537,8 +538,15 @@ impl Functions<'_> {
             match disk.bus {
                 DiskBus::Ahci => ahci_disks.push(AhciDisk { serial, backend }),
                 DiskBus::Virtio => {
-                    let report = Arc::clone(&listeners.host_fault);
-                    self.add_virtio(next_slot, Block::new(backend, &serial, report)?)?;
+                    let faults = Arc::clone(&listeners.host_fault);
+                    let limits = RateLimits::new(RateLimit::default())?;
+                    let options = BlockOptions {
+                        serial: &serial,
+                        queues: u16::try_from(spec.cpus).unwrap_or(u16::MAX),
+                        limits,
+                        faults,
+                    };
+                    self.add_virtio(next_slot, Block::new(backend, options)?)?;
                     next_slot += 1;
                 }
                 DiskBus::Nvme => {

@@ -65,6 +65,10 @@ pub trait BlockBackend: Send + Sync {
     fn discard(&self, at: u64, bytes: u64) -> Result<(), BlockError>;
     /// These bytes read as zero afterwards. The host's space is freed where the host can.
     fn write_zeroes(&self, at: u64, bytes: u64) -> Result<(), BlockError>;
+    /// The raw file that this disk is, for a device that has the kernel move its bytes by itself; `None` for any other disk.
+    fn raw(self: Arc<Self>) -> Option<Arc<RawFile>> {
+        None
+    }
 }
 
 /// A raw image file.
@@ -80,22 +84,37 @@ impl RawFile {
         Ok(Arc::new(RawFile { file, shape: DiskShape { size_bytes, read_only } }))
     }
 
-    fn check(&self, at: u64, bytes: u64) -> Result<(), BlockError> {
+    /// A size other than the file's own: sockets have none.
+    #[cfg(test)]
+    pub(crate) fn with_size(file: File, size_bytes: u64) -> Arc<RawFile> {
+        Arc::new(RawFile { file, shape: DiskShape { size_bytes, read_only: false } })
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether the disk has these bytes.
+    pub fn check(&self, at: u64, bytes: u64) -> Result<(), BlockError> {
         let size_bytes = self.shape.size_bytes;
         let end = at.saturating_add(bytes);
         if end > size_bytes { Err(BlockError::OutOfRange { end, size_bytes }) } else { Ok(()) }
     }
 
+    /// Whether these bytes may be written.
+    pub fn check_writable(&self, at: u64, bytes: u64) -> Result<(), BlockError> {
+        if self.shape.read_only { Err(BlockError::ReadOnly) } else { self.check(at, bytes) }
+    }
+
+    /// Asked before writing: a file that was cut would grow back with a hole, and the guest must not believe in what was there.
+    pub fn check_not_cut(&self) -> Result<(), BlockError> {
+        let metadata = self.file.metadata().map_err(classify)?;
+        if metadata.is_file() && metadata.len() < self.shape.size_bytes { Err(BlockError::Shrunk) } else { Ok(()) }
+    }
+
     fn check_write(&self, at: u64, bytes: u64) -> Result<(), BlockError> {
-        if self.shape.read_only {
-            return Err(BlockError::ReadOnly);
-        }
-        self.check(at, bytes)?;
-        // A file that was cut would grow back with a hole; the guest must not believe in what was there.
-        if self.file.metadata().map_err(classify)?.len() < self.shape.size_bytes {
-            return Err(BlockError::Shrunk);
-        }
-        Ok(())
+        self.check_writable(at, bytes)?;
+        self.check_not_cut()
     }
 
     /// Makes a hole, which reads as zero; false where the host cannot.
@@ -129,9 +148,14 @@ fn total(spans: &[RamSpan]) -> u64 {
     spans.iter().map(|span| u64::from(span.bytes)).sum()
 }
 
-fn classify(error: io::Error) -> BlockError {
+/// What an error of reading or writing an image means. One that ended early was cut; one that takes no more is full.
+pub fn classify(error: io::Error) -> BlockError {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => BlockError::NoSpace,
+        io::ErrorKind::UnexpectedEof => BlockError::Shrunk,
+        io::ErrorKind::StorageFull
+        | io::ErrorKind::QuotaExceeded
+        | io::ErrorKind::FileTooLarge
+        | io::ErrorKind::WriteZero => BlockError::NoSpace,
         io::ErrorKind::InvalidInput => BlockError::BadSpan,
         _ => BlockError::Io(error),
     }
@@ -155,10 +179,7 @@ impl BlockBackend for RawFile {
     }
     fn read_bytes(&self, at: u64, into: &mut [u8]) -> Result<(), BlockError> {
         self.check(at, into.len() as u64)?;
-        self.file.read_exact_at(into, at).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => BlockError::Shrunk,
-            _ => classify(error),
-        })
+        self.file.read_exact_at(into, at).map_err(classify)
     }
     fn write_bytes(&self, at: u64, from: &[u8]) -> Result<(), BlockError> {
         self.check_write(at, from.len() as u64)?;
@@ -177,6 +198,9 @@ impl BlockBackend for RawFile {
     fn write_zeroes(&self, at: u64, bytes: u64) -> Result<(), BlockError> {
         self.check_write(at, bytes)?;
         if self.punch(at, bytes)? { Ok(()) } else { write_zeros(&self.file, at, bytes).map_err(classify) }
+    }
+    fn raw(self: Arc<Self>) -> Option<Arc<RawFile>> {
+        Some(self)
     }
 }
 

@@ -13,9 +13,10 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::event::Event;
 
@@ -60,19 +61,30 @@ const DESCRIPTORS_MAX: usize = 8;
 impl Stop {
     /// Waits until one of `others`, at most seven, is ready or the stop is asked; false to stop. May return for nothing.
     pub fn wait(&self, others: &[PollFd<'_>]) -> bool {
+        self.wait_for(others, None)
+    }
+
+    /// As `wait`, for at most so long.
+    pub fn wait_for(&self, others: &[PollFd<'_>], timeout: Option<Duration>) -> bool {
         assert!(others.len() < DESCRIPTORS_MAX, "a device waits for a few descriptors");
         let mut fds: [PollFd<'_>; DESCRIPTORS_MAX] = array::from_fn(|_| PollFd::new(&self.event, PollFlags::IN));
         for (fd, other) in fds.iter_mut().zip(others) {
             *fd = other.clone();
         }
         // The last entry is always the stop signal. A call that was interrupted makes the worker look once more.
-        let _ = poll(&mut fds, None);
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let _ = poll(&mut fds, timeout.as_ref());
         !self.asked()
     }
 
     /// Whether the stop is asked, without waiting.
     pub fn asked(&self) -> bool {
         self.asked.load(Ordering::Acquire)
+    }
+
+    /// Ready for reading while the stop is asked: for a worker that waits in the kernel by other means.
+    pub fn signal(&self) -> &Event {
+        &self.event
     }
 
     fn ask(&self) {

@@ -296,14 +296,14 @@ fn ovmf_finds_every_device_that_it_touches() {
     rig.replay("ovmf-pc");
     assert_eq!(*rig.board.video_at.lock().unwrap(), Some(0x8000_0000));
     assert_eq!(rig.pm_ports_in_tables(), [0xb000, 0xb004, 0xb008], "the tables follow the PM block");
-    assert_eq!(*rig.board.doorbells.lock().unwrap(), [0xe0_0000_3000]);
+    assert_eq!(*rig.board.doorbells.lock().unwrap(), [0xe0_0000_3000, 0xe0_0000_3004], "two queues");
 }
 
 #[test]
 fn seabios_reads_a_sector_from_virtio() {
     let mut rig = rig(256 << 20);
     rig.replay("seabios-virtio-blk");
-    assert_eq!(*rig.board.doorbells.lock().unwrap(), [0xfe00_3000]);
+    assert_eq!(*rig.board.doorbells.lock().unwrap(), [0xfe00_3000, 0xfe00_3004], "two queues");
 }
 
 #[test]

@@ -1,32 +1,33 @@
-//! virtio-blk (virtio 1.2, 5.2) on a block backend. One queue, one worker; requests are done in order, straight between the
-//! image and guest RAM.
+//! virtio-blk (virtio 1.2, 5.2) on a block backend. Up to four queues, one worker: what it does with a request is in `requests.rs`.
 
-use std::{io, mem, sync::Arc};
+mod requests;
+mod saved;
+
+use std::{io, sync::Arc};
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
-    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-use super::{
-    Features, Kind, Running, VirtioDevice, Worker,
-    parked::Parked,
-    queue::{self, Chain, Malformed, VirtQueue},
-};
+use self::requests::Requests;
+use super::{Features, Kind, VirtioDevice, Worker};
 use crate::engine::{
-    disk::{BlockBackend, BlockError, SECTOR_BYTES},
+    disk::{BlockBackend, SECTOR_BYTES},
     fault::FaultReport,
-    memory::{GuestRam, RamSpan},
-    saved::{BadState, SaveState, State},
-    worker::{Served, Stop, Work},
+    rate_limit::{Meter, RateLimits},
+    timer::Clock,
+    uring::Ring,
 };
 
 const QUEUE_SIZE: u16 = 256;
+/// More queues than vCPUs are of no use, and more than these are not either: one thread serves them.
+pub const QUEUES_MAX: u16 = 4;
+static QUEUE_SIZES: [u16; QUEUES_MAX as usize] = [QUEUE_SIZE; QUEUES_MAX as usize];
+/// Requests of all queues that the kernel works on at once.
+const IN_FLIGHT_MAX: usize = 256;
 /// Data segments of one request: the ring less header and status.
 const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
-const HEADER_BYTES: u64 = 16;
 const SERIAL_BYTES: usize = 20;
 const CONFIG_BYTES: usize = 60;
 /// Ranges of one request to discard, and sectors of one range to discard or to zero. Zeros may have to be written: one range of 32 MiB
@@ -34,27 +35,62 @@ const CONFIG_BYTES: usize = 60;
 const RANGES_MAX: u32 = 16;
 const DISCARD_SECTORS_MAX: u32 = 1 << 22;
 const ZERO_SECTORS_MAX: u32 = 1 << 16;
-const RANGE_BYTES: usize = 16;
 /// What is freed, in sectors: a block of the host's file system.
 const DISCARD_ALIGNMENT: u32 = 8;
+/// The same as a power of two: what is written faster than parts of it (`physical_block_exp`).
+const PHYSICAL_BLOCK_EXP: u8 = DISCARD_ALIGNMENT.ilog2() as u8;
 
 pub struct Block {
     worker: Worker,
     config: [u8; CONFIG_BYTES],
     offered: Features,
-    /// A request that met a host fault and is done again when the guest goes on.
-    parked: Parked,
+    queues: u16,
+}
+
+/// A request that was taken from its queue and is not done: the host could not serve it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Waiting {
+    /// The queue's number, and the descriptor that its chain begins with. The chain itself is the device's until it is used
+    /// (virtio 1.2, 2.7.13.1), so it is still there.
+    queue: u16,
+    head: u16,
+}
+
+/// What a disk is made with beside its bytes.
+pub struct BlockOptions<'a> {
+    /// Shows up in the guest as the disk's id, at most 20 bytes.
+    pub serial: &'a str,
+    /// Request queues: one for each vCPU. More than `QUEUES_MAX` are not made.
+    pub queues: u16,
+    pub limits: RateLimits,
+    pub faults: FaultReport,
 }
 
 impl Block {
-    /// `serial` shows up in the guest as the disk's id, at most 20 bytes.
-    pub fn new(disk: Arc<dyn BlockBackend>, serial: &str, faults: FaultReport) -> io::Result<Block> {
+    /// Requests go through the kernel's ring where the disk is a raw file and the host lets us have one, and one by one otherwise.
+    pub fn new(disk: Arc<dyn BlockBackend>, options: BlockOptions<'_>) -> io::Result<Block> {
+        let raw = Arc::clone(&disk).raw();
+        let ring = raw.and_then(|raw| Ring::new(raw.file(), IN_FLIGHT_MAX).ok());
+        Block::with_ring(disk, options, ring)
+    }
+
+    /// `ring` is for the file of `disk`; `None` for requests one by one.
+    fn with_ring(disk: Arc<dyn BlockBackend>, options: BlockOptions<'_>, ring: Option<Ring>) -> io::Result<Block> {
+        let BlockOptions { serial, queues, limits, faults } = options;
         let shape = disk.shape();
+        let queues = queues.clamp(1, QUEUES_MAX);
         let mut config = [0; CONFIG_BYTES];
         config[0..8].copy_from_slice(&(shape.size_bytes / SECTOR_BYTES).to_le_bytes());
         config[12..16].copy_from_slice(&SEGMENTS_MAX.to_le_bytes());
         config[20..24].copy_from_slice(&(SECTOR_BYTES as u32).to_le_bytes());
+        config[24] = PHYSICAL_BLOCK_EXP;
+        config[26..28].copy_from_slice(&(DISCARD_ALIGNMENT as u16).to_le_bytes()); // min_io_size
         let mut offered = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH;
+        offered |= 1 << VIRTIO_BLK_F_TOPOLOGY;
+        if queues > 1 {
+            offered |= 1 << VIRTIO_BLK_F_MQ;
+            config[34..36].copy_from_slice(&queues.to_le_bytes());
+        }
         if shape.read_only {
             offered |= 1 << VIRTIO_BLK_F_RO;
         } else {
@@ -69,9 +105,9 @@ impl Block {
         for (into, byte) in id.iter_mut().zip(serial.bytes()) {
             *into = byte;
         }
-        let parked = Parked::default();
-        let requests = Requests { disk, id, faults, chain: Chain::default(), data: Vec::new(), parked: parked.clone() };
-        Ok(Block { worker: Worker::spawn("disk", requests)?, config, offered, parked })
+        let meter = Meter::new(limits, Clock::monotonic());
+        let requests = Requests::new(disk, id, ring, meter, faults);
+        Ok(Block { worker: Worker::spawn("disk", requests)?, config, offered, queues })
     }
 }
 
@@ -80,7 +116,7 @@ impl VirtioDevice for Block {
         Kind::Block
     }
     fn queue_sizes(&self) -> &'static [u16] {
-        &[QUEUE_SIZE]
+        QUEUE_SIZES.get(..usize::from(self.queues)).unwrap_or(&QUEUE_SIZES)
     }
     fn offered(&self) -> Features {
         self.offered
@@ -95,190 +131,8 @@ impl VirtioDevice for Block {
     }
 }
 
-struct Requests {
-    disk: Arc<dyn BlockBackend>,
-    id: [u8; SERIAL_BYTES],
-    faults: FaultReport,
-    chain: Chain,
-    /// The data of `chain` without header and status.
-    data: Vec<RamSpan>,
-    /// Where `chain` waits after a host fault.
-    parked: Parked,
-}
-
-impl Work<Running> for Requests {
-    fn serve(&mut self, running: &mut Running, stop: &Stop) -> Result<Served, Malformed> {
-        let Running { ram, queues, interrupts, .. } = running;
-        let queue = queues.first_mut().ok_or(Malformed)?;
-        let mut parked = self.parked.take(ram)?;
-        loop {
-            queue.disable_kicks(ram)?;
-            while self.next(ram, &mut parked, queue)? {
-                let Some(written) = self.request(ram)? else {
-                    self.parked.put(mem::take(&mut self.chain));
-                    return Ok(Served::HostFault);
-                };
-                queue.push(ram, self.chain.head, written, interrupts)?;
-                if stop.asked() {
-                    return Ok(Served::Stopped);
-                }
-            }
-            if queue.enable_kicks(ram)? {
-                continue;
-            }
-            if !stop.wait(&[queue.kicked()]) {
-                return Ok(Served::Stopped);
-            }
-            queue.kick.clear();
-        }
-    }
-
-    fn forget(&mut self) {
-        self.parked.forget();
-    }
-}
-
-impl Requests {
-    /// Takes the request that waited, or else the queue's next one, into `chain`; false when there is none.
-    fn next(&mut self, ram: &GuestRam, parked: &mut Option<Chain>, queue: &mut VirtQueue) -> Result<bool, Malformed> {
-        match parked.take() {
-            Some(chain) => {
-                self.chain = chain;
-                Ok(true)
-            }
-            None => queue.pop(ram, &mut self.chain),
-        }
-    }
-
-    /// Does the request in `chain`. Returns the bytes written to the guest; `None` when the host is at fault.
-    fn request(&mut self, ram: &GuestRam) -> Result<Option<u32>, Malformed> {
-        let mut header = [0; HEADER_BYTES as usize];
-        if !self.chain.read(ram, 0, &mut header).map_err(|_| Malformed)? {
-            return Err(Malformed);
-        }
-        let [k0, k1, k2, k3, _, _, _, _, sector @ ..] = header;
-        let kind = u32::from_le_bytes([k0, k1, k2, k3]);
-        let at = u64::from_le_bytes(sector).saturating_mul(SECTOR_BYTES);
-        // The last writable byte is the status; without it nothing can be answered.
-        let data_bytes = self.chain.writable_bytes().checked_sub(1).ok_or(Malformed)?;
-        self.data.clear();
-        let (result, read_bytes) = match kind {
-            VIRTIO_BLK_T_IN => {
-                self.data.extend_from_slice(&self.chain.writable);
-                queue::truncate(&mut self.data, data_bytes);
-                (whole_sectors(data_bytes).and_then(|()| self.disk.read(ram, at, &self.data)), data_bytes)
-            }
-            VIRTIO_BLK_T_OUT => {
-                self.data.extend_from_slice(&self.chain.readable);
-                queue::skip(&mut self.data, HEADER_BYTES);
-                (whole_sectors(queue::bytes(&self.data)).and_then(|()| self.disk.write(ram, at, &self.data)), 0)
-            }
-            VIRTIO_BLK_T_FLUSH => (self.disk.flush(), 0),
-            VIRTIO_BLK_T_GET_ID => {
-                let bytes = (SERIAL_BYTES as u64).min(data_bytes);
-                let id = self.id.get(..bytes as usize).unwrap_or_default();
-                self.chain.write(ram, 0, id).map_err(|_| Malformed)?;
-                (Ok(()), bytes)
-            }
-            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
-                self.data.extend_from_slice(&self.chain.readable);
-                queue::skip(&mut self.data, HEADER_BYTES);
-                match self.ranges(ram, kind)? {
-                    Some(result) => (result, 0),
-                    None => return self.answer(ram, data_bytes, VIRTIO_BLK_S_UNSUPP, 0),
-                }
-            }
-            _ => return self.answer(ram, data_bytes, VIRTIO_BLK_S_UNSUPP, 0),
-        };
-        match result {
-            Ok(()) => self.answer(ram, data_bytes, VIRTIO_BLK_S_OK, read_bytes),
-            Err(error) => match error.host_fault() {
-                Some(reason) => {
-                    (self.faults)(reason);
-                    Ok(None)
-                }
-                None => self.answer(ram, data_bytes, VIRTIO_BLK_S_IOERR, 0),
-            },
-        }
-    }
-
-    /// Discards or zeroes the ranges that are the request's data (virtio 1.2, 5.2.6): all are checked before the first is touched.
-    /// `None` for flags that the request has no business with.
-    fn ranges(&self, ram: &GuestRam, kind: u32) -> Result<Option<Result<(), BlockError>>, Malformed> {
-        let bytes = queue::bytes(&self.data);
-        let zero = kind == VIRTIO_BLK_T_WRITE_ZEROES;
-        let bytes_max = RANGE_BYTES as u64 * if zero { 1 } else { u64::from(RANGES_MAX) };
-        if bytes == 0 || bytes > bytes_max || !bytes.is_multiple_of(RANGE_BYTES as u64) {
-            return Ok(Some(Err(BlockError::BadSpan)));
-        }
-        let (sectors_max, flags_known) =
-            if zero { (ZERO_SECTORS_MAX, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP) } else { (DISCARD_SECTORS_MAX, 0) };
-        let mut ranges = [(0, 0); RANGES_MAX as usize];
-        let count = bytes as usize / RANGE_BYTES;
-        for (index, range) in ranges.iter_mut().take(count).enumerate() {
-            let mut raw = [0; RANGE_BYTES];
-            let at = HEADER_BYTES + (index * RANGE_BYTES) as u64;
-            if !self.chain.read(ram, at, &mut raw).map_err(|_| Malformed)? {
-                return Err(Malformed);
-            }
-            let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, f0, f1, f2, f3] = raw;
-            let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
-            if u32::from_le_bytes([f0, f1, f2, f3]) & !flags_known != 0 {
-                return Ok(None);
-            }
-            if sectors > sectors_max {
-                return Ok(Some(Err(BlockError::BadSpan)));
-            }
-            let at = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]).saturating_mul(SECTOR_BYTES);
-            *range = (at, u64::from(sectors) * SECTOR_BYTES);
-            let (end, size_bytes) = (at.saturating_add(range.1), self.disk.shape().size_bytes);
-            if end > size_bytes {
-                return Ok(Some(Err(BlockError::OutOfRange { end, size_bytes })));
-            }
-        }
-        let mut wanted = ranges.iter().take(count);
-        let done = wanted.try_for_each(|(at, bytes)| match zero {
-            true => self.disk.write_zeroes(*at, *bytes),
-            false => self.disk.discard(*at, *bytes),
-        });
-        Ok(Some(done))
-    }
-
-    fn answer(&self, ram: &GuestRam, status_at: u64, status: u32, read_bytes: u64) -> Result<Option<u32>, Malformed> {
-        self.chain.write(ram, status_at, &[status as u8]).map_err(|_| Malformed)?;
-        Ok(Some(read_bytes as u32 + 1))
-    }
-}
-
-fn whole_sectors(bytes: u64) -> Result<(), BlockError> {
-    if bytes.is_multiple_of(SECTOR_BYTES) { Ok(()) } else { Err(BlockError::BadSpan) }
-}
-
-mod saved {
-    use serde::{Deserialize, Serialize};
-
-    use super::super::parked::ParkedV1;
-
-    pub(super) const KIND: &str = "virtio-block";
-
-    #[derive(Serialize, Deserialize)]
-    pub(super) struct V1 {
-        pub(super) waiting: Option<ParkedV1>,
-    }
-}
-
-impl SaveState for Block {
-    fn save(&self) -> State {
-        // The disk is another when its size or its features are.
-        let Block { worker: _, config: _, offered: _, parked } = self;
-        State::new(saved::KIND, 1, &saved::V1 { waiting: parked.save() })
-    }
-
-    fn restore(&mut self, state: &State) -> Result<(), BadState> {
-        let saved::V1 { waiting } = state.fields(saved::KIND, 1)?;
-        self.parked.restore(waiting).map_err(|why| BadState::new(saved::KIND, why))
-    }
-}
+#[cfg(test)]
+mod ring_tests;
 
 #[cfg(test)]
 mod tests {
@@ -287,14 +141,27 @@ mod tests {
         thread,
     };
 
+    use virtio_bindings::virtio_blk::{
+        VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
+        VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+    };
+
     use super::*;
     use crate::engine::{
         bus::Width,
-        disk::DiskShape,
-        saved::testing::{matches_golden, spoil},
-        virtio::testing::{
-            BUFFERS, DEADLINE, Driver, EVENT_IDX, INDIRECT, NEEDS_RESET, Region, Used, VERSION_1, eventually, readable,
-            writable,
+        disk::{BlockError, DiskShape},
+        memory::{GuestRam, RamSpan},
+        rate_limit::RateLimit,
+        saved::{
+            SaveState,
+            testing::{matches_golden, spoil},
+        },
+        virtio::{
+            queue,
+            testing::{
+                BUFFERS, DEADLINE, Driver, EVENT_IDX, INDIRECT, NEEDS_RESET, Region, Used, VERSION_1, eventually,
+                readable, writable,
+            },
         },
     };
 
@@ -413,7 +280,6 @@ mod tests {
         driver: Driver,
         disk: Arc<Memory>,
         worker: Worker,
-        parked: Parked,
         reports: mpsc::Receiver<String>,
     }
 
@@ -422,9 +288,11 @@ mod tests {
         let (tell, reports) = mpsc::channel();
         let tell = Mutex::new(tell);
         let faults: FaultReport = Arc::new(move |reason| drop(tell.lock().unwrap().send(reason)));
-        let block = Block::new(Arc::clone(&disk) as _, "serial-of-a-disk-that-is-long", faults).unwrap();
-        let (worker, parked) = (block.worker().clone(), block.parked.clone());
-        Rig { driver: Driver::plug(block), disk, worker, parked, reports }
+        let limits = RateLimits::new(RateLimit::default()).unwrap();
+        let serial = "serial-of-a-disk-that-is-long";
+        let block = Block::new(Arc::clone(&disk) as _, BlockOptions { serial, queues: 1, limits, faults }).unwrap();
+        let worker = block.worker().clone();
+        Rig { driver: Driver::plug(block), disk, worker, reports }
     }
 
     fn rig() -> Rig {
@@ -714,7 +582,7 @@ mod tests {
 
     /// Another handle on the device of a rig.
     fn twin(rig: &Rig) -> Block {
-        Block { worker: rig.worker.clone(), config: [0; CONFIG_BYTES], offered: 0, parked: rig.parked.clone() }
+        Block { worker: rig.worker.clone(), config: [0; CONFIG_BYTES], offered: 0, queues: 1 }
     }
 
     /// A write that met a full host, and the machine paused.
@@ -733,9 +601,7 @@ mod tests {
         let state = matches_golden(&twin(&first).save());
         let mut second = rig_of(false);
         second.worker.hold();
-        second.driver.start(VERSION_1);
-        let ram = first.driver.bytes(HEADER, 0x2_0000);
-        second.driver.fill(HEADER, &ram);
+        second.driver.take_over(&first.driver);
         twin(&second).restore(&state).unwrap();
         for rig in [&mut first, &mut second] {
             rig.disk.set(|state| state.full = false);
@@ -743,7 +609,7 @@ mod tests {
             assert_eq!(rig.driver.wait_used(0), Used { head: 0, bytes: 1 });
             assert_eq!((rig.status_of(0), rig.disk.byte(5 * 512)), (VIRTIO_BLK_S_OK, 0x77));
             rig.worker.hold();
-            assert!(twin(rig).save().fields::<saved::V1>("virtio-block", 1).unwrap().waiting.is_none());
+            assert!(twin(rig).save().fields::<saved::V1>("virtio-block", 1).unwrap().waiting.is_empty());
             rig.worker.release();
             assert_eq!(rig.request(VIRTIO_BLK_T_IN, 5, 512).0, VIRTIO_BLK_S_OK);
             assert_eq!(rig.disk.done(), ["write 512 at 2560", "read 512 at 2560"]);
@@ -752,9 +618,12 @@ mod tests {
 
     #[test]
     fn a_restored_request_may_wait_again() {
-        let state = twin(&busy()).save();
-        let mut rig = busy();
-        rig.driver.start(VERSION_1);
+        let first = busy();
+        let state = twin(&first).save();
+        let mut rig = rig_of(false);
+        rig.worker.hold();
+        rig.disk.set(|state| state.full = true);
+        rig.driver.take_over(&first.driver);
         twin(&rig).restore(&state).unwrap();
         rig.worker.release();
         rig.reports.recv_timeout(DEADLINE).unwrap();

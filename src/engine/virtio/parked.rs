@@ -1,5 +1,5 @@
-//! A request that was taken from its queue and is not done while nothing is served: it waits for the host or for a frame, and is
-//! neither lost by a pause nor by a sleep of the guest.
+//! A buffer that was taken from its queue and is not used while nothing is served: it waits for a frame, and is neither lost by a
+//! pause nor by a sleep of the guest.
 //!
 //! The worker has it while it serves, and leaves it here before it comes out; so nothing is locked for each request. The queue's
 //! own state, which the transport saves, counts it as taken.

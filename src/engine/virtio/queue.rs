@@ -22,6 +22,12 @@ pub struct Chain {
 const CHAIN_BYTES_MAX: u64 = 1 << 30;
 const AVAIL_NO_INTERRUPT: u16 = 1;
 
+/// A descriptor's size and flags (virtio 1.2, 2.7.5).
+const DESCRIPTOR_BYTES: u32 = 16;
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+
 impl Chain {
     pub fn readable_bytes(&self) -> u64 {
         bytes(&self.readable)
@@ -103,11 +109,13 @@ pub struct VirtQueue {
     queue: Queue,
     index: usize,
     pub kick: Event,
+    /// Requests were given back since the last decision about an interrupt.
+    unannounced: bool,
 }
 
 impl VirtQueue {
     pub fn new(queue: Queue, index: usize, kick: Event) -> VirtQueue {
-        VirtQueue { queue, index, kick }
+        VirtQueue { queue, index, kick, unannounced: false }
     }
 
     /// Its number. A driver need not set up all of a device's queues.
@@ -117,28 +125,59 @@ impl VirtQueue {
 
     /// Takes the next request into `chain`; false when there is none. Every span is RAM, readable ones come first.
     pub fn pop(&mut self, ram: &GuestRam, chain: &mut Chain) -> Result<bool, Malformed> {
+        let mut iter = self.queue.iter(ram.map()).map_err(|_| Malformed)?;
+        let Some(descriptors) = iter.next() else { return Ok(false) };
+        let head = descriptors.head_index();
+        self.read_chain(ram, head, chain)?;
+        Ok(true)
+    }
+
+    /// Reads the request at `head`, as `pop` does: for one that was popped before and is begun anew.
+    pub fn read_chain(&self, ram: &GuestRam, head: u16, chain: &mut Chain) -> Result<(), Malformed> {
+        chain.head = head;
         chain.readable.clear();
         chain.writable.clear();
-        let map = ram.map();
-        let mut iter = self.queue.iter(map).map_err(|_| Malformed)?;
-        let Some(descriptors) = iter.next() else { return Ok(false) };
-        chain.head = descriptors.head_index();
-        let (mut complete, mut total) = (false, 0u64);
-        for descriptor in descriptors {
-            complete = !descriptor.has_next();
-            let span = RamSpan { at: Gpa(descriptor.addr().0), bytes: descriptor.len() };
-            total += u64::from(span.bytes);
-            let order = descriptor.is_write_only() || chain.writable.is_empty();
-            if total > CHAIN_BYTES_MAX || !order || (span.bytes > 0 && !ram.contains(span)) {
+        let (mut table, mut entries, mut indirect) = (self.queue.desc_table(), u32::from(self.queue.size()), false);
+        let (mut index, mut total) = (u32::from(head), 0u64);
+        // No chain has more descriptors than its table: what goes on is a loop.
+        let mut left = entries;
+        loop {
+            left = left.checked_sub(1).ok_or(Malformed)?;
+            if index >= entries {
                 return Err(Malformed);
             }
-            if span.bytes == 0 {
+            let mut raw = [0; DESCRIPTOR_BYTES as usize];
+            let at = table.checked_add(u64::from(index * DESCRIPTOR_BYTES)).ok_or(Malformed)?;
+            ram.read(Gpa(at), &mut raw).map_err(|_| Malformed)?;
+            let [a0, a1, a2, a3, a4, a5, a6, a7, l0, l1, l2, l3, f0, f1, n0, n1] = raw;
+            let at = u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]);
+            let bytes = u32::from_le_bytes([l0, l1, l2, l3]);
+            let flags = u16::from_le_bytes([f0, f1]);
+            if flags & INDIRECT != 0 {
+                // One table in place of the rest of the chain, none within it (2.7.5.3.1).
+                let descriptors = bytes / DESCRIPTOR_BYTES;
+                if indirect || !bytes.is_multiple_of(DESCRIPTOR_BYTES) || descriptors > u32::from(u16::MAX) {
+                    return Err(Malformed);
+                }
+                (table, entries, left, index, indirect) = (at, descriptors, descriptors, 0, true);
                 continue;
             }
-            if descriptor.is_write_only() { chain.writable.push(span) } else { chain.readable.push(span) }
+            total += u64::from(bytes);
+            let (span, write) = (RamSpan { at: Gpa(at), bytes }, flags & WRITE != 0);
+            let order = write || chain.writable.is_empty();
+            if total > CHAIN_BYTES_MAX || !order || (bytes > 0 && !ram.contains(span)) {
+                return Err(Malformed);
+            }
+            match (bytes, write) {
+                (0, _) => {}
+                (_, true) => chain.writable.push(span),
+                (_, false) => chain.readable.push(span),
+            }
+            if flags & NEXT == 0 {
+                return Ok(());
+            }
+            index = u32::from(u16::from_le_bytes([n0, n1]));
         }
-        // The iterator ends early at a bad next pointer, a loop or a bad indirect table.
-        if complete { Ok(true) } else { Err(Malformed) }
     }
 
     /// The request that was popped last was not begun: it is the next one again.
@@ -148,8 +187,22 @@ impl VirtQueue {
 
     /// Gives a request back with `written` bytes in its writable part, and interrupts if the driver wants that.
     pub fn push(&mut self, ram: &GuestRam, head: u16, written: u32, interrupts: &Interrupts) -> Result<(), Malformed> {
-        self.queue.add_used(ram.map(), head, written).map_err(|_| Malformed)?;
-        if self.queue.needs_notification(ram.map()).map_err(|_| Malformed)? && !self.silenced(ram)? {
+        self.add_used(ram, head, written)?;
+        self.notify(ram, interrupts)
+    }
+
+    /// Gives a request back without an interrupt: for several at once, with one `notify` behind the last.
+    pub fn add_used(&mut self, ram: &GuestRam, head: u16, written: u32) -> Result<(), Malformed> {
+        self.unannounced = true;
+        self.queue.add_used(ram.map(), head, written).map_err(|_| Malformed)
+    }
+
+    /// Interrupts if requests were given back since the last call and the driver wants to hear of one of them.
+    pub fn notify(&mut self, ram: &GuestRam, interrupts: &Interrupts) -> Result<(), Malformed> {
+        if std::mem::take(&mut self.unannounced)
+            && self.queue.needs_notification(ram.map()).map_err(|_| Malformed)?
+            && !self.silenced(ram)?
+        {
             interrupts.used(self.index);
         }
         Ok(())

@@ -43,6 +43,8 @@ const RAM_BYTES: u64 = 8 << 20;
 const RINGS: u64 = 0x1_0000;
 const RING_BYTES: u64 = 0x4000;
 pub(crate) const BUFFERS: u64 = 0x10_0000;
+/// Behind it is the VGA window.
+const LOW_RAM_END: u64 = 0xa_0000;
 /// What MSI-X vectors send: this plus their number.
 const MESSAGE: u32 = 0x40;
 const FUNCTION: DevFn = DevFn::new(slot::DISK, 0);
@@ -173,6 +175,15 @@ impl Driver {
         let (regions, notify_multiplier) = find_registers(&mut root);
         let registers = Registers { view: mmio.view(), regions, notify_multiplier };
         Driver { registers, ram, root, mmio, sent, levels, rings: Vec::new() }
+    }
+
+    /// Goes on where `other` is, with a device of the same kind: its RAM and its saved state. Both devices are held.
+    pub(crate) fn take_over(&mut self, other: &Driver) {
+        self.fill(RINGS, &other.bytes(RINGS, (LOW_RAM_END - RINGS) as usize));
+        self.fill(BUFFERS, &other.bytes(BUFFERS, (RAM_BYTES - BUFFERS) as usize));
+        let mut states: BTreeMap<_, _> = other.root.save().into_iter().collect();
+        self.root.restore(&mut |name| Ok(states.remove(name).expect("the same functions"))).unwrap();
+        self.rings.clone_from(&other.rings);
     }
 
     /// The registers from another vCPU.
