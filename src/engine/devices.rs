@@ -1,5 +1,7 @@
 //! The devices of the machine `pc-1`, made and wired once.
 
+mod saved;
+
 use std::{
     fs::File,
     io,
@@ -41,9 +43,7 @@ use super::{
     pvpanic::{Panic, PanicPort},
     rate_limit::{RateLimit, RateLimits},
     reset::{ResetControl, SystemControl},
-    saved::{BadState, SaveState, State},
     screen::Screen,
-    suspend::States,
     timer::Clock,
     uart::Uart,
     vga::{self, SharedVga, Vga},
@@ -317,49 +317,6 @@ impl Devices {
         lock(&self.vga).reset();
         self.screen.redraw();
         self.hub.mark_reset();
-    }
-
-    /// The state of every part, by name. Everything is held.
-    pub fn save(&self) -> States {
-        let mut states: States = Vec::new();
-        self.each_fixed(&mut |name, part| {
-            states.push((name.to_owned(), part.save()));
-            Ok(())
-        })
-        .expect("saving refuses nothing");
-        states.extend(self.pci.lock().unwrap_or_else(PoisonError::into_inner).save());
-        states.push(("scrollback".into(), self.hub.save()));
-        states
-    }
-
-    /// Onto devices as after power on, held. `take` gives, and takes away, the state of a name.
-    pub fn restore(&self, take: &mut dyn FnMut(&str) -> Result<State, BadState>) -> Result<(), BadState> {
-        self.each_fixed(&mut |name, part| part.restore(&take(name)?))?;
-        self.pci.lock().unwrap_or_else(PoisonError::into_inner).restore(take)?;
-        self.hub.restore(&take("scrollback")?)
-    }
-
-    /// The parts that are not behind PCI.
-    fn each_fixed(
-        &self,
-        visit: &mut dyn FnMut(&str, &mut dyn SaveState) -> Result<(), BadState>,
-    ) -> Result<(), BadState> {
-        visit("uart", &mut *lock(&self.uart))?;
-        visit("i8042", &mut self.i8042.clone())?;
-        visit("cmos", &mut self.cmos.clone())?;
-        visit("pm", &mut self.pm.clone())?;
-        // Before fw_cfg, which shows the id in a file.
-        visit("generation", &mut self.generation.clone())?;
-        visit("fw-cfg", &mut *lock(&self.fw_cfg))?;
-        visit("system-control", &mut *lock(&self.system_control))?;
-        visit("reset-control", &mut *lock(&self.reset_control))?;
-        visit("debug-console", &mut *lock(&self.debug_console))?;
-        visit("agent", &mut self.agent.clone())?;
-        visit("panic-port", &mut *lock(&self.panic_port))?;
-        match &self.flash {
-            Some((_, flash)) => visit("flash", &mut *lock(flash)),
-            None => Ok(()),
-        }
     }
 
     /// Returns when no I/O is in flight. Every vCPU is parked.

@@ -3,7 +3,7 @@
 //! ```text
 //! pause   vCPUs park  →  held writes land  →  workers hold     reset   pause  →  devices, KVM's chips, memory image, vCPUs
 //! resume  workers go  →  vCPUs run                                     →  resume
-//! suspend pause  →  states of devices, chips, vCPUs; memory          restore  memory, devices, chips, vCPUs  →  resume
+//! suspend pause  →  states of devices, chips, vCPUs; memory          restore  memory, clock, vCPUs, chips, devices  →  resume
 //! ```
 
 use std::{
@@ -27,7 +27,7 @@ use super::{
     log::GuestLog,
     memory::{Gpa, GuestRam, HostRegion},
     pci::assign,
-    suspend::{self, Memory, Reader, Written},
+    suspend::{self, Memory, Reader, States, Written},
     topology::Topology,
     variables,
     vcpu::{EventSink, Vcpu, VcpuConfig},
@@ -42,6 +42,8 @@ const TEST_GUEST_CMDLINE_AT: Gpa = Gpa(0x600);
 /// What of a firmware image appears below 1 MiB.
 const LOW_FIRMWARE_BYTES: usize = 128 << 10;
 const FIRMWARE_BYTES_MAX: u64 = 16 << 20;
+/// To catch devices and controllers in one moment; events from outside are milliseconds apart.
+const SAVE_ATTEMPTS: u32 = 1000;
 const VGA_ROM_BYTES_MAX: u64 = 256 << 10;
 /// SCI and the PCI interrupts, as firmware sets them in ELCR.
 const LEVEL_TRIGGERED: u16 = 1 << 9 | 1 << 10 | 1 << 11;
@@ -159,31 +161,41 @@ impl Machine {
         file: &File,
         progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> io::Result<Written> {
-        let mut states = self.devices.save();
-        states.push(("kvm".into(), self.vm.save()?));
+        let mut states = self.save_at_rest()?;
+        states.push(("clock".into(), self.vm.save_clock()?));
         for (index, vcpu) in self.vcpus.iter().enumerate() {
             states.push((format!("vcpu-{index}"), vcpu.save(&self.vm)?));
         }
         suspend::write(file, spec, &states, &self.memory(), progress)
     }
 
-    /// Onto a machine as after power on. The order matters: lines before the controllers that know them, those before the vCPUs.
+    /// Devices and interrupt controllers of the same moment. People type and clocks ring while a guest is paused: a line that rose between
+    /// the two would be known to one of them only, and never become an edge again.
+    fn save_at_rest(&self) -> io::Result<States> {
+        for _ in 0..SAVE_ATTEMPTS {
+            let before = self.vm.save_controllers()?;
+            let mut states = self.devices.save();
+            if self.vm.save_controllers()? == before {
+                states.push(("controllers".into(), before));
+                return Ok(states);
+            }
+        }
+        Err(io::Error::other("its devices do not come to rest"))
+    }
+
+    /// Onto a machine as after power on. The order matters: what takes long comes first, since clocks go on from the moment in which
+    /// they are set; then each part before those that signal to it.
     fn restore(&mut self, mut reader: Reader) -> io::Result<()> {
         self.devices.hold();
-        // What takes long comes first: clocks go on from the moment in which they are set.
         reader.read_memory(&self.memory())?;
-        self.devices.restore(&mut |name| reader.take(name)).map_err(io::Error::other)?;
-        self.vm.restore(&reader.take("kvm").map_err(io::Error::other)?)?;
-        let mut vcpus = Vec::new();
-        for index in 0..self.vcpus.len() {
-            vcpus.push(reader.take(&format!("vcpu-{index}")).map_err(io::Error::other)?);
+        self.vm.restore_clock(&reader.take("clock").map_err(io::Error::other)?)?;
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            vcpu.restore(&reader.take(&format!("vcpu-{index}")).map_err(io::Error::other)?)?;
         }
+        self.vm.restore_controllers(&reader.take("controllers").map_err(io::Error::other)?)?;
+        self.devices.restore(&mut |name| reader.take(name)).map_err(io::Error::other)?;
         if let Some(name) = reader.left() {
             return Err(io::Error::other(format!("the saved state has a part that this machine has not: {name}")));
-        }
-        // KVM writes the guest's clock into memory when its registers are set.
-        for (vcpu, state) in self.vcpus.iter().zip(&vcpus) {
-            vcpu.restore(state)?;
         }
         self.devices.screen.redraw();
         self.saved = Some(reader);

@@ -73,15 +73,8 @@ struct Controllers {
     pit: kvm_pit_state2,
 }
 
-/// What KVM keeps of the machine beside its vCPUs.
-#[derive(Serialize, Deserialize)]
-struct Saved {
-    controllers: Controllers,
-    /// Nanoseconds of the guest's clock (kvmclock).
-    clock_ns: u64,
-}
-
-const KIND: &str = "kvm-machine";
+const KIND_CONTROLLERS: &str = "kvm-controllers";
+const KIND_CLOCK: &str = "kvm-clock";
 const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
 
 fn kvm_error(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> io::Error {
@@ -177,24 +170,32 @@ impl Vm {
         controllers.as_ref().map_or(Ok(()), |controllers| self.set_controllers(controllers))
     }
 
-    /// Interrupt controllers, timer and clock; every vCPU is parked.
-    pub fn save(&self) -> io::Result<State> {
-        let clock = self.fd.get_clock().map_err(kvm_error("cannot read the guest's clock"))?;
-        Ok(State::new(KIND, 1, &Saved { controllers: self.controllers()?, clock_ns: clock.clock }))
+    /// Interrupt controllers and timer; every vCPU is parked.
+    pub fn save_controllers(&self) -> io::Result<State> {
+        Ok(State::new(KIND_CONTROLLERS, 1, &self.controllers()?))
     }
 
-    /// Goes on from there. After the devices have set their lines: what the controllers knew of them is put over it, so that no
-    /// line that was high becomes an edge. Before the vCPUs: their clocks follow from this one.
-    pub fn restore(&self, state: &State) -> io::Result<()> {
-        let Saved { controllers, clock_ns } = state.fields(KIND, 1).map_err(io::Error::other)?;
+    /// After the vCPUs, which take what the controllers deliver, and before the devices: a line that was high is known here
+    /// already, so that it does not become an edge when its device sets it.
+    pub fn restore_controllers(&self, state: &State) -> io::Result<()> {
+        let controllers: Controllers = state.fields(KIND_CONTROLLERS, 1).map_err(io::Error::other)?;
         if controllers.chips.iter().map(|chip| chip.chip_id).ne(CHIPS) {
-            return Err(io::Error::other(BadState::new(
-                KIND,
-                "these are not the interrupt controllers of this machine",
-            )));
+            let bad = BadState::new(KIND_CONTROLLERS, "these are not the interrupt controllers of this machine");
+            return Err(io::Error::other(bad));
         }
-        self.set_controllers(&controllers)?;
-        let clock = kvm_clock_data { clock: clock_ns, ..Default::default() };
+        self.set_controllers(&controllers)
+    }
+
+    /// The guest's clock (kvmclock), in nanoseconds.
+    pub fn save_clock(&self) -> io::Result<State> {
+        let clock = self.fd.get_clock().map_err(kvm_error("cannot read the guest's clock"))?;
+        Ok(State::new(KIND_CLOCK, 1, &clock.clock))
+    }
+
+    /// Before the vCPUs: what they tell the guest of time follows from this.
+    pub fn restore_clock(&self, state: &State) -> io::Result<()> {
+        let clock = state.fields(KIND_CLOCK, 1).map_err(io::Error::other)?;
+        let clock = kvm_clock_data { clock, ..Default::default() };
         self.fd.set_clock(&clock).map_err(kvm_error("cannot set the guest's clock"))
     }
 

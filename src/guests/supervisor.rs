@@ -3,6 +3,9 @@
 //! Nobody else starts, ends or steers an engine. The task itself waits only for its inbox and the database; what takes
 //! longer runs beside it and reports back through the inbox.
 
+mod history;
+mod suspension;
+
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
@@ -22,8 +25,8 @@ use crate::{
     error::{Error, ErrorKind, Result},
     host_client::HostClient,
     store::{
-        Store, Tx, guests,
-        users::{self, CRASHED, FAILED, SUSPEND_FAILED, SWITCHED_OFF},
+        Store, guests,
+        users::{CRASHED, SUSPEND_FAILED},
     },
     types::{Id, now_ms},
     wire::{EndKind, EngineAction, EngineEnd, EngineMessage, HostAnswer, HostRequest, Launch, Observed},
@@ -429,38 +432,6 @@ impl Task {
         }
     }
 
-    /// Has the engine write the guest's state into a file that `hostd` opens.
-    fn send_suspend(&self, reply: oneshot::Sender<Result<()>>) {
-        let Some(client) = self.client() else {
-            let _ = reply.send(Err(Error::new(ErrorKind::Unavailable, "The engine does not answer now; try again.")));
-            return;
-        };
-        let (host, guest) = (self.around.host.clone(), self.guest.clone());
-        tokio::spawn(async move {
-            let result = match host.call(HostRequest::OpenSuspend(guest)).await {
-                Ok((_, mut files)) => client.call(EngineAction::Suspend, files.pop()).await.map(|_| ()),
-                Err(error) => Err(error),
-            };
-            let _ = reply.send(result);
-        });
-    }
-
-    /// The saved state is of no more use.
-    async fn forget_saved(&mut self) {
-        self.saved = false;
-        let guest = self.guest.clone();
-        self.log(self.around.store.writing(move |tx| guests::set_suspended(tx, &guest, false)).await);
-        suspended::remove(&self.around.state_dir, &self.guest);
-    }
-
-    /// The guest did not go on from its saved state, which is still there, or else is forgotten.
-    async fn not_resumed(&mut self, reason: String) {
-        let Ok((next, _)) = step(self.state(), Event::ResumeFailed) else { return };
-        let guest = self.guest.clone();
-        self.log(self.around.store.writing(move |tx| guests::set_desired(tx, &guest, false)).await);
-        self.enter(next, Some(format!("The guest could not go on: {reason}")));
-    }
-
     /// What the engine says about itself, unless its plug is being pulled.
     fn observe(&mut self, event: Event, reason: Option<String>) {
         if self.pulled {
@@ -541,22 +512,6 @@ impl Task {
         self.enter(next, reason);
     }
 
-    /// Keeps what the engine wrote; without it the guest has failed.
-    async fn suspended(&mut self, next: State, end: EngineEnd) -> (State, EngineEnd) {
-        if let Err(error) = suspended::keep(&self.around.state_dir, &self.guest) {
-            let reason = format!("the guest was suspended, and its saved state is gone: {error}");
-            return (State::Failed, EngineEnd { how: EndKind::Failed, reason });
-        }
-        self.saved = true;
-        let guest = self.guest.clone();
-        let kept = self.around.store.writing(move |tx| {
-            guests::set_suspended(tx, &guest, true)?;
-            guests::set_desired(tx, &guest, false)
-        });
-        self.log(kept.await);
-        (next, end)
-    }
-
     fn on_time(&mut self) {
         let now = Instant::now();
         let due = |at: &mut Option<Instant>| at.take_if(|at| *at <= now).is_some();
@@ -610,36 +565,6 @@ impl Task {
         self.around.changes.tell(Change::Guest(self.guest.clone()));
     }
 
-    async fn keep_failure(&self, reason: &str) {
-        let (guest, reason) = (self.guest.clone(), reason.to_owned());
-        self.log(self.around.store.writing(move |tx| guests::set_failure(tx, &guest, Some(&reason))).await);
-    }
-
-    /// What must outlive the server of an end, and a line in the guest's history for one that nobody ordered.
-    async fn keep_end(&self, failure: Option<String>) {
-        let (guest, ordered) = (self.guest.clone(), self.pulled);
-        let kept = self.around.store.writing(move |tx| {
-            let action = match &failure {
-                Some(reason) => {
-                    guests::set_failure(tx, &guest, Some(reason))?;
-                    FAILED
-                }
-                None => {
-                    guests::set_desired(tx, &guest, false)?;
-                    SWITCHED_OFF
-                }
-            };
-            if ordered { Ok(()) } else { in_history(tx, &guest, action) }
-        });
-        self.log(kept.await);
-    }
-
-    /// A line in the guest's history.
-    async fn note(&self, action: &'static str) {
-        let guest = self.guest.clone();
-        self.log(self.around.store.writing(move |tx| in_history(tx, &guest, action)).await);
-    }
-
     fn log(&self, result: Result<()>) {
         if let Err(error) = result {
             tracing::error!(guest = %self.guest, error = %error.for_log(), "cannot note the end of an engine");
@@ -652,14 +577,6 @@ impl Task {
 
     fn client(&self) -> Option<EngineClient> {
         self.publish.borrow().client.clone()
-    }
-}
-
-/// What the guest did by itself.
-fn in_history(tx: &Tx, guest: &Id, action: &str) -> Result<()> {
-    match guests::by_id(tx, guest)? {
-        Some(row) => users::audit(tx, "guest", "", action, row.name.as_str(), guest.as_str()),
-        None => Ok(()),
     }
 }
 

@@ -160,10 +160,10 @@ impl Work<Running> for Relay {
         loop {
             let mut busy = self.look_at_sockets();
             busy |= self.tell_restored(ram, events, interrupts)?;
-            busy |= self.from_guest(ram, transmit, interrupts, stop)?;
+            busy |= self.take_packets(ram, transmit, interrupts, stop)?;
             busy |= self.let_in();
-            busy |= self.to_host();
-            busy |= self.to_guest(ram, receive, interrupts)?;
+            busy |= self.serve_host();
+            busy |= self.serve_guest(ram, receive, interrupts)?;
             if stop.asked() {
                 return Ok(Served::Stopped);
             }
@@ -237,7 +237,7 @@ impl Relay {
     }
 
     /// Takes what the guest sends. True when more may be there.
-    fn from_guest(
+    fn take_packets(
         &mut self,
         ram: &GuestRam,
         queue: &mut VirtQueue,
@@ -411,7 +411,7 @@ impl Relay {
     }
 
     /// Gives the host's ends what waits for them, and tells the guest of ends. True when a connection was closed.
-    fn to_host(&mut self) -> bool {
+    fn serve_host(&mut self) -> bool {
         let mut closed = false;
         for index in 0..self.connections.len() {
             if self.is_full() {
@@ -446,7 +446,12 @@ impl Relay {
     }
 
     /// Gives the guest packets and bytes, as far as it has buffers. True when it may take more.
-    fn to_guest(&mut self, ram: &GuestRam, queue: &mut VirtQueue, interrupts: &Interrupts) -> Result<bool, Malformed> {
+    fn serve_guest(
+        &mut self,
+        ram: &GuestRam,
+        queue: &mut VirtQueue,
+        interrupts: &Interrupts,
+    ) -> Result<bool, Malformed> {
         let mut busy = false;
         while let Some(header) = self.controls.front().copied() {
             if !queue.pop(ram, &mut self.chain)? {
