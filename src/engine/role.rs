@@ -450,6 +450,8 @@ impl Keeper {
             (Err(_), Some(GivenUp::Resume)) => None,
             (Err(error), None) => Some(error.to_string()),
         };
+        // Half a state takes no room.
+        let _ = file.set_len(0);
         if let Some(reason) = &failure {
             self.log.say(&format!("engine: the guest could not be suspended: {reason}"));
         }

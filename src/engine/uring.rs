@@ -27,8 +27,6 @@ const WATCHES_MAX: u32 = 32;
 /// What names a submission: a slot below, a watch from here on, and what needs no answer.
 const WATCHES: u64 = 1 << 32;
 const UNNAMED: u64 = u64::MAX;
-/// The file is the first and only one that is registered with the ring.
-const FILE: types::Fixed = types::Fixed(0);
 /// How long to wait for the host's memory when the kernel had none for a call.
 const SHORTAGE_WAIT: Duration = Duration::from_millis(1);
 
@@ -54,6 +52,9 @@ pub struct BadRequest;
 /// A ring for one file. Made by any thread; from `enable` on it belongs to the thread that called that.
 pub struct Ring {
     ring: IoUring,
+    /// Not registered with the ring: the kernel takes a ring apart some time after its process has ended, and a registered file would keep
+    /// its lock until then.
+    file: File,
     enabled: bool,
     /// The kernel can tell waiting for a watch from waiting for the disk (6.15). Where it cannot, every idle disk would count as a
     /// processor that waits for I/O, also in `/proc/pressure/io`.
@@ -97,11 +98,11 @@ impl Ring {
             .setup_single_issuer()
             .setup_defer_taskrun()
             .build((requests_max as u32 + 2 * WATCHES_MAX).next_power_of_two())?;
-        ring.submitter().register_files(&[file.as_raw_fd()])?;
         let slot = |_| Slot { operation: Operation::Flush, ram: None, first: 0, count: 0, at: 0, left: 0 };
         Ok(Ring {
             sleeps_idle: ring.params().is_feature_no_iowait(),
             ring,
+            file: file.try_clone()?,
             enabled: false,
             slots: (0..requests_max).map(slot).collect(),
             pieces: vec![[0; 2]; requests_max * PIECES_MAX],
@@ -167,20 +168,21 @@ impl Ring {
 
     /// Queues what is left of a slot's request.
     fn queue(&mut self, index: usize) {
+        let file = types::Fd(self.file.as_raw_fd());
         let slot = &self.slots[index];
         let pieces = &self.pieces[slot.first..slot.first + slot.count];
         let (many, count) = (pieces.as_ptr().cast::<libc::iovec>(), slot.count as u32);
         let entry = match (slot.operation, pieces) {
-            (Operation::Flush, _) => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
+            (Operation::Flush, _) => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
             // One piece is worth its own operation: the kernel has no list to fetch.
             (Operation::Read, [[address, bytes]]) => {
-                opcode::Read::new(FILE, *address as *mut u8, *bytes as u32).offset(slot.at).build()
+                opcode::Read::new(file, *address as *mut u8, *bytes as u32).offset(slot.at).build()
             }
             (Operation::Write, [[address, bytes]]) => {
-                opcode::Write::new(FILE, *address as *const u8, *bytes as u32).offset(slot.at).build()
+                opcode::Write::new(file, *address as *const u8, *bytes as u32).offset(slot.at).build()
             }
-            (Operation::Read, _) => opcode::Readv::new(FILE, many, count).offset(slot.at).build(),
-            (Operation::Write, _) => opcode::Writev::new(FILE, many, count).offset(slot.at).build(),
+            (Operation::Read, _) => opcode::Readv::new(file, many, count).offset(slot.at).build(),
+            (Operation::Write, _) => opcode::Writev::new(file, many, count).offset(slot.at).build(),
         };
         self.push(entry.user_data(index as u64));
     }

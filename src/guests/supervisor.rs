@@ -492,6 +492,8 @@ impl Task {
             self.forget_saved().await;
         }
         if !whole && next != State::Suspended {
+            // What an engine wrote that was killed over it.
+            suspended::remove(&self.around.state_dir, &self.guest);
             self.keep_end(reason.clone()).await;
         }
         self.attempt += 1; // words that are still on their way do not count
