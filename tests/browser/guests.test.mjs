@@ -143,6 +143,7 @@ test("a guest is suspended from its menu, goes on, and its saved state may be di
   const row = page.locator("tr", { hasText: "life" });
   assert.match(await row.innerText(), /suspended[\s\S]*Resume/);
   await row.locator("button.small", { hasText: "Resume" }).click();
+  await until("the list says that it goes on", async () => /running/.test(await row.innerText()), 5000);
   await page.goto("/guests/life");
   await state("running");
   assert.match(await house.command(["guest", "console", "life", "--dump"]), /Welcome/, "what was said before is kept");
