@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Guests {
-    /// Everything to start this guest as it is configured now; `once` is what this one start does otherwise, as a person says it.
+    /// Everything to start this guest anew as it is configured now; `once` is what this one start does otherwise, as a person says it.
     ///
     /// Errors: `Conflict` when a disk is not ready or an image is gone; `Invalid` at `boot`.
     pub(super) async fn launch(&self, id: &Id, once: Option<&str>) -> Result<Launch> {
@@ -118,7 +118,7 @@ fn of_rows(tx: &Tx, row: &GuestRow, disks: &[DiskRow]) -> Result<Launch> {
         cd: place(&row.cd_image_id)?,
         kernel: place(&row.kernel_image_id)?,
         initrd: place(&row.initrd_image_id)?,
-        resume: row.suspended,
+        resume: false,
         attachment: match &row.network {
             NetworkMode::None => None,
             NetworkMode::Nat => Some(Attachment::Nat),

@@ -53,6 +53,8 @@ const REACHED: Duration = Duration::from_secs(20);
 const SCREENSHOT_AGE: Duration = Duration::from_secs(1);
 /// The last picture of a guest is kept so long, for pages that look while its engine is going.
 const SCREENSHOT_KEPT: Duration = Duration::from_secs(10);
+/// Pictures that are kept at most: one for each guest and width, up to a few megabytes each.
+const SCREENSHOTS_MAX: usize = 64;
 /// A running guest that keeps less can do nothing with it.
 const MEMORY_KEPT_MIN: u64 = 32 << 20;
 /// The end of a guest's log that is shown.
@@ -141,14 +143,9 @@ impl Guests {
         while let Ok(gone) = engines_gone.try_recv() {
             ended.insert(gone.guest, gone.end);
         }
-        for row in all.iter_mut().filter(|row| row.suspended) {
-            let lives = live.as_ref().is_none_or(|live| live.contains(&row.id));
-            if !lives && suspended::find(&state_dir, &row.id) == suspended::Found::Spent {
-                tracing::warn!(guest = %row.id, "the host lost power after the guest had gone on from its saved state");
-                let id = row.id.clone();
-                around.store.writing(move |tx| rows::set_suspended(tx, &id, false)).await?;
-                suspended::remove(&state_dir, &row.id);
-                row.suspended = false;
+        for row in &mut all {
+            if live.as_ref().is_some_and(|live| !live.contains(&row.id)) {
+                check_saved(&around, row).await;
             }
         }
         let guests = Guests(Arc::new(Inner {
@@ -301,7 +298,10 @@ impl Guests {
         let supervisor = self.supervisor_of(id)?;
         let _busy = supervisor.busy.lock().await;
         let launch = if supervisor.status().state.allows(Event::Start) {
-            Some(Box::new(self.launch(id, once).await?))
+            let mut launch = self.launch(id, once).await?;
+            // What the supervisor knows: a full disk may have kept it from the row.
+            launch.resume = supervisor.status().state == State::Suspended;
+            Some(Box::new(launch))
         } else {
             None // the supervisor says why not
         };
@@ -392,6 +392,10 @@ impl Guests {
         };
         let mut shots = shots();
         shots.retain(|_, (taken, _)| taken.elapsed() < SCREENSHOT_KEPT);
+        if shots.len() >= SCREENSHOTS_MAX {
+            let oldest = shots.iter().min_by_key(|(_, (taken, _))| *taken).map(|(key, _)| key.clone());
+            oldest.and_then(|key| shots.remove(&key));
+        }
         shots.insert(key, (std::time::Instant::now(), png.clone()));
         Ok(png)
     }
@@ -481,6 +485,31 @@ impl Socket {
 
 fn no_engine() -> Error {
     Error::new(ErrorKind::Unavailable, "The engine does not answer now; try again.")
+}
+
+/// Puts right what a row says of the saved state of a guest without an engine, where the file tells otherwise.
+async fn check_saved(around: &Surroundings, row: &mut rows::GuestRow) {
+    match (suspended::find(&around.state_dir, &row.id), row.suspended) {
+        (suspended::Found::Spent, _) => {
+            tracing::warn!(guest = %row.id, "the host lost power after the guest had gone on from its saved state");
+            row.suspended = false;
+            suspended::remove(&around.state_dir, &row.id);
+        }
+        // A start without it would have taken it away.
+        (suspended::Found::Whole, false) => {
+            tracing::warn!(guest = %row.id, "the guest was suspended when its row could not be written");
+            (row.suspended, row.desired_on) = (true, false);
+        }
+        _ => return,
+    }
+    let (id, suspended) = (row.id.clone(), row.suspended);
+    let written = around.store.writing(move |tx| {
+        rows::set_suspended(tx, &id, suspended)?;
+        if suspended { rows::set_desired(tx, &id, false) } else { Ok(()) }
+    });
+    if let Err(error) = written.await {
+        tracing::warn!(guest = %row.id, %error, "cannot write whether the guest is suspended");
+    }
 }
 
 /// Nothing when `hostd` does not say.

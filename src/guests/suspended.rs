@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! suspended.part   while the engine writes it
-//! suspended        whole: the row says "suspended", and the next start goes on from it
+//! suspended        whole: the guest is suspended, which its row says too, and the next start goes on from it
 //! ```
 
 use std::{

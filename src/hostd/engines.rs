@@ -170,6 +170,8 @@ impl Engines {
         }
         if launch.resume {
             hands.give(Handed::Saved, self.files.open_saved(guest)?.into());
+        } else {
+            self.files.remove_saved(guest)?;
         }
         let run_as = self.free_id();
         if let Some(attachment) = &launch.attachment {

@@ -11,7 +11,10 @@ use std::{
 };
 
 use nix::fcntl::{FcntlArg, fcntl};
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, openat2};
+use rustix::{
+    fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, openat2},
+    io::Errno,
+};
 
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -81,6 +84,24 @@ impl StateFiles {
         opened.map_err(|error| {
             let text =
                 format!("Cannot open the saved state of the guest: {error}. Discard it to start the guest anew.");
+            Error::new(ErrorKind::Unavailable, text).because(error)
+        })
+    }
+
+    /// Takes away a saved state that is left over: with the disks of a guest that has started anew, its memory would destroy them.
+    pub fn remove_saved(&self, guest: &Id) -> Result<()> {
+        let own = match self.folder_of_guest(guest) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            own => own,
+        };
+        let removed = own.and_then(|own| {
+            SUSPENDED.iter().try_for_each(|name| match rustix::fs::unlinkat(&own, *name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => Ok(()),
+                Err(error) => Err(error.into()),
+            })
+        });
+        removed.map_err(|error| {
+            let text = format!("Cannot remove an old saved state of the guest: {error}.");
             Error::new(ErrorKind::Unavailable, text).because(error)
         })
     }
@@ -186,7 +207,7 @@ fn folder_in(above: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
             let (user, group) = owner_within(above)?;
             chownat(above, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
         }
-        Err(rustix::io::Errno::EXIST) => {}
+        Err(Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
     }
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;

@@ -33,9 +33,10 @@ impl Task {
     /// The saved state is of no more use.
     pub(super) async fn forget_saved(&mut self) {
         self.saved = false;
+        // The file first: as long as it is whole, the next server takes the guest for suspended.
+        suspended::remove(&self.around.state_dir, &self.guest);
         let guest = self.guest.clone();
         self.log(self.around.store.writing(move |tx| guests::set_suspended(tx, &guest, false)).await);
-        suspended::remove(&self.around.state_dir, &self.guest);
     }
 
     /// The guest did not go on from its saved state, which is still there, or else is forgotten.

@@ -127,6 +127,31 @@ fn a_damaged_state_is_told_and_kept_and_a_spent_one_is_never_used_again() {
 }
 
 #[test]
+fn a_saved_state_counts_until_the_guest_is_started_without_it() {
+    let Some(mut world) = World::new() else { return };
+    world.test_guest("t", "");
+    let before = suspend(&mut world, "t");
+    let path = suspended(&world, "t");
+    let aside = path.with_extension("aside");
+    fs::hard_link(&path, &aside).unwrap();
+    // As after a full disk, when the file is whole and the row could not be written.
+    world.well("guest discard t --yes");
+    world.end_server();
+    fs::hard_link(&aside, &path).unwrap();
+    world.start();
+    assert_eq!(world.wait_for_state("t", "suspended")["desired"], "off");
+    world.well("guest start t");
+    goes_on(&mut world, "t", &before);
+    // Left over beside a guest that is started anew, it goes away.
+    world.well("guest poweroff t");
+    world.wait_for_state("t", "stopped");
+    fs::hard_link(&aside, &path).unwrap();
+    world.well("guest start t");
+    Serial::open(&world, "t", None).expect(GREETING);
+    assert!(!path.exists(), "an old state would meet newer disks");
+}
+
+#[test]
 fn a_guest_whose_saved_state_is_away_waits_for_it() {
     let Some(mut world) = World::new() else { return };
     world.test_guest("t", "");
