@@ -140,6 +140,29 @@ fn size(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|error| error.to_string())
 }
 
+/// What a guest may have besides, both when it is made and later.
+#[derive(Debug, Args)]
+pub struct MachineArgs {
+    /// What happens when the guest does not feed its watchdog: reset, power_off, pause; none takes the watchdog out.
+    #[arg(long, value_name = "WHAT")]
+    pub watchdog: Option<Watchdog>,
+    /// The processor that the guest sees: host, or portable (x86-64-v2), which is the same everywhere.
+    #[arg(long, value_name = "MODEL")]
+    pub cpu_model: Option<CpuModel>,
+    /// Hyper-V's enlightenments, for Windows.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub hyperv: Option<bool>,
+    /// RAM out of the huge pages that the host has set aside (vm.nr_hugepages).
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub huge_pages: Option<bool>,
+    /// A virtio socket device, to talk to programs of the host without a network.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub vsock: Option<bool>,
+    /// A USB 3 controller with a keyboard and a tablet, for systems without virtio drivers.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub usb: Option<bool>,
+}
+
 #[derive(Debug, Args)]
 pub struct CreateArgs {
     /// Letters, digits, "-", "_" and "."; at most 63.
@@ -187,24 +210,8 @@ pub struct CreateArgs {
     /// The card that the guest sees; left out: virtio.
     #[arg(long, value_enum, value_name = "CARD")]
     pub network_card: Option<CardArg>,
-    /// What happens when the guest does not feed its watchdog: reset, power_off, pause; none takes the watchdog out.
-    #[arg(long, value_name = "WHAT")]
-    pub watchdog: Option<Watchdog>,
-    /// The processor that the guest sees: host, or portable (x86-64-v2), which is the same everywhere.
-    #[arg(long, value_name = "MODEL")]
-    pub cpu_model: Option<CpuModel>,
-    /// Hyper-V's enlightenments, for Windows.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
-    pub hyperv: Option<bool>,
-    /// RAM out of the huge pages that the host has set aside (vm.nr_hugepages).
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
-    pub huge_pages: Option<bool>,
-    /// A virtio socket device, to talk to programs of the host without a network.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
-    pub vsock: Option<bool>,
-    /// A USB 3 controller with a keyboard and a tablet, for systems without virtio drivers.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
-    pub usb: Option<bool>,
+    #[command(flatten)]
+    pub machine: MachineArgs,
     /// The built-in test guest: greets, shows the time, echoes keys.
     #[arg(long, conflicts_with_all = ["kernel", "firmware"])]
     pub test_guest: bool,
@@ -269,22 +276,6 @@ pub struct SetArgs {
     /// The card that the guest sees.
     #[arg(long, value_enum, value_name = "CARD")]
     pub network_card: Option<CardArg>,
-    /// What happens when the guest does not feed its watchdog: reset, power_off, pause; none takes the watchdog out.
-    #[arg(long, value_name = "WHAT")]
-    pub watchdog: Option<Watchdog>,
-    /// The processor that the guest sees: host, or portable (x86-64-v2), which is the same everywhere.
-    #[arg(long, value_name = "MODEL")]
-    pub cpu_model: Option<CpuModel>,
-    /// Hyper-V's enlightenments, for Windows.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
-    pub hyperv: Option<bool>,
-    /// RAM out of the huge pages that the host has set aside (vm.nr_hugepages).
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
-    pub huge_pages: Option<bool>,
-    /// A virtio socket device, to talk to programs of the host without a network.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
-    pub vsock: Option<bool>,
-    /// A USB 3 controller with a keyboard and a tablet, for systems without virtio drivers.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
-    pub usb: Option<bool>,
+    #[command(flatten)]
+    pub machine: MachineArgs,
 }
