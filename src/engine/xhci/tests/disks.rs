@@ -222,6 +222,8 @@ fn a_write_waits_for_room_on_the_host() {
     driver.fill(DATA, &[0; 1024]);
     driver.io().release();
     assert!(driver.reports.recv_timeout(DEADLINE).unwrap().contains("no space"), "still none");
+    // As the machine does, which pauses whenever it is told.
+    driver.io().hold();
     driver.disk.set(|state| state.full = false);
     driver.io().release();
     driver.early.clear();
