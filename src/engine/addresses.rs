@@ -2,13 +2,13 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 /// Kept; the oldest goes first.
 const ADDRESSES_MAX: usize = 8;
 /// Ethernet header and as much of ARP or IPv6 as is looked at.
-const LOOK_BYTES: usize = 14 + 40;
+pub const LOOK_BYTES: usize = 14 + 40;
 const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
 const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 const NEXT_HEADER_ICMPV6: u8 = 58;
@@ -16,29 +16,38 @@ const NEXT_HEADER_ICMPV6: u8 = 58;
 /// Told the whole list when it changes.
 pub type AddressSink = Arc<dyn Fn(Vec<String>) + Send + Sync>;
 
+/// Clones watch the same guest: each pair of a card's queues has one.
+#[derive(Clone)]
 pub struct AddressWatch {
-    known: Vec<String>,
+    known: Arc<Mutex<Vec<String>>>,
     sink: AddressSink,
 }
 
 impl AddressWatch {
     pub fn new(sink: AddressSink) -> AddressWatch {
-        AddressWatch { known: Vec::new(), sink }
+        AddressWatch { known: Arc::default(), sink }
     }
 
-    /// Looks at one frame that the guest sends. `read` copies its beginning; false when it is shorter.
-    pub fn see(&mut self, read: impl FnOnce(&mut [u8]) -> bool) {
-        let mut frame = [0; LOOK_BYTES];
-        read(&mut frame);
-        let Some(address) = address_of(&frame) else { return };
-        if self.known.contains(&address) {
+    /// Looks at the beginning of a frame that the guest sends, `LOOK_BYTES` of it if it is so long.
+    pub fn see(&self, frame: &[u8]) {
+        if !matches!(frame.get(12..14), Some(ethertype) if ethertype == ETHERTYPE_ARP || ethertype == ETHERTYPE_IPV6) {
             return;
         }
-        if self.known.len() == ADDRESSES_MAX {
-            self.known.remove(0);
+        let mut beginning = [0; LOOK_BYTES];
+        for (into, from) in beginning.iter_mut().zip(frame) {
+            *into = *from;
         }
-        self.known.push(address);
-        (self.sink)(self.known.clone());
+        let Some(address) = address_of(&beginning) else { return };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(&address) {
+            return;
+        }
+        if known.len() == ADDRESSES_MAX {
+            known.remove(0);
+        }
+        known.push(address);
+        // Under the lock, so that lists come in their order.
+        (self.sink)(known.clone());
     }
 }
 
@@ -78,17 +87,13 @@ mod tests {
     fn arp_and_neighbour_discovery_tell_addresses_once() {
         let seen: Arc<Mutex<Vec<Vec<String>>>> = Arc::default();
         let sink = Arc::clone(&seen);
-        let mut watch = AddressWatch::new(Arc::new(move |list| sink.lock().unwrap().push(list)));
+        let watch = AddressWatch::new(Arc::new(move |list| sink.lock().unwrap().push(list)));
         let mut v6 = vec![0; 12];
         v6.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, 58, 255]);
         v6.extend(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 7).octets());
         v6.extend([0; 16]);
         for frame in [arp([0, 0, 0, 0]), arp([10, 0, 0, 9]), arp([10, 0, 0, 9]), v6, vec![0; 20]] {
-            watch.see(|into| {
-                let length = into.len().min(frame.len());
-                into[..length].copy_from_slice(&frame[..length]);
-                frame.len() >= into.len()
-            });
+            watch.see(&frame);
         }
         assert_eq!(*seen.lock().unwrap(), [vec!["10.0.0.9".to_owned()], vec!["10.0.0.9".into(), "fd00::7".into()]]);
     }

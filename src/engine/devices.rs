@@ -1,5 +1,6 @@
 //! The devices of the machine `pc-1`, made and wired once.
 
+mod boot_devices;
 mod saved;
 
 use std::{
@@ -12,6 +13,7 @@ use std::{
     },
 };
 
+pub use self::boot_devices::{boot_order, first_boot};
 use super::{
     addresses::{AddressSink, AddressWatch},
     agent::{self, Agent, AgentSink},
@@ -23,7 +25,7 @@ use super::{
     debugcon::DebugConsole,
     disk::RawFile,
     e1000::{E1000, E1000Io},
-    facts::{BootDevice, FirstBoot, MachineFacts},
+    facts::MachineFacts,
     fault::{FaultReport, HostFaults},
     flash::Flash,
     fwcfg::FwCfg,
@@ -53,7 +55,7 @@ use super::{
         block::{Block, BlockOptions},
         console::Console,
         input::{Tablet, TabletInput},
-        net::Net,
+        net::{Net, NetLink, NetParts},
         pci::VirtioPci,
         rng::Rng,
         vsock::Vsock,
@@ -61,7 +63,7 @@ use super::{
     watchdog::{Watchdog, WatchdogHold},
     xhci::{self, UsbDevices, UsbInput, XhciIo},
 };
-use crate::spec::{self, BootFrom, DiskBus, GuestSpec, NetworkModel, NetworkSpec};
+use crate::spec::{self, DiskBus, GuestSpec, NetworkModel, NetworkSpec};
 
 /// The context id of each guest: it is alone on its socket device, and 0 to 2 are taken.
 const GUEST_CID: u32 = 3;
@@ -88,7 +90,8 @@ pub trait Board: Placement + MsiSink {
 pub struct DeviceFiles {
     pub disks: Vec<File>,
     pub cd: Option<File>,
-    pub network: Option<OwnedFd>,
+    /// The queues of a tap, or one socket; empty without a network.
+    pub network: Vec<OwnedFd>,
     pub vsock: Option<UnixListener>,
     pub vga_rom: Option<Vec<u8>>,
     /// The flash chip with the firmware's variables, and where it is.
@@ -123,6 +126,8 @@ pub struct Devices {
     pub tray: CdTray,
     pub tablet: TabletInput,
     pub agent: Agent,
+    /// When the guest has a virtio card.
+    pub network_link: Option<NetLink>,
     pub balloon: BalloonControl,
     pub generation: Generation,
     cmos: Cmos,
@@ -193,9 +198,9 @@ impl Devices {
         }
         let mut functions = Functions { root: &mut root, router: &router, ram, nvme: Vec::new(), workers: Vec::new() };
         let ahci = functions.add_storage(spec, files.disks, &tray, &faults, listeners)?;
-        let e1000 = match (&spec.network, files.network) {
-            (Some(network), Some(fd)) => functions.add_network(network, fd, listeners)?,
-            _ => None,
+        let (network_link, e1000) = match &spec.network {
+            Some(network) if !files.network.is_empty() => functions.add_network(network, files.network, listeners)?,
+            _ => (None, None),
         };
         functions.add_virtio(slot::RNG, Rng::new()?)?;
         let tablet = Tablet::new()?;
@@ -245,6 +250,7 @@ impl Devices {
             pci: Arc::new(Mutex::new(root)),
             tablet: tablet_input,
             agent,
+            network_link,
             balloon: balloon_control,
             generation,
             pio,
@@ -418,7 +424,7 @@ struct Functions<'a> {
 
 impl Functions<'_> {
     fn add_virtio<D: VirtioDevice + 'static>(&mut self, slot: u8, device: D) -> io::Result<()> {
-        self.workers.push(device.worker().clone());
+        self.workers.extend_from_slice(device.workers());
         let vectors = VirtioPci::vectors(&device);
         let irq = self.router.join(layout::pirq(slot, 1));
         let ram = self.ram.clone();
@@ -453,28 +459,32 @@ impl Functions<'_> {
         Ok(())
     }
 
-    /// Gives the hold on a card whose worker is not one of `workers`.
+    /// Gives the host's hold on a virtio card, or that on a card whose worker is not one of `workers`.
     fn add_network(
         &mut self,
         network: &NetworkSpec,
-        fd: OwnedFd,
+        mut links: Vec<OwnedFd>,
         listeners: &Listeners,
-    ) -> io::Result<Option<E1000Io>> {
+    ) -> io::Result<(Option<NetLink>, Option<E1000Io>)> {
         let watch = AddressWatch::new(Arc::clone(&listeners.addresses));
         match network.model {
             NetworkModel::Virtio => {
-                self.add_virtio(slot::NETWORK, Net::new(fd, network.backend, network.mac, watch)?)?;
-                Ok(None)
+                let parts = NetParts { backend: network.backend, links, mac: network.mac, mtu: None, watch };
+                let card = Net::new(parts)?;
+                let link = card.link();
+                self.add_virtio(slot::NETWORK, card)?;
+                Ok((Some(link), None))
             }
             NetworkModel::E1000 => {
-                let backend = NetBackend::new(fd, network.backend, watch)?;
+                // The card has one pair of queues.
+                let backend = NetBackend::new(links.swap_remove(0), network.backend, watch)?;
                 let irq = self.router.join(layout::pirq(slot::NETWORK, 1));
                 let (ram, mac) = (self.ram.clone(), network.mac);
                 let card = self.root.try_add(DevFn::new(slot::NETWORK, 0), irq, 0, |wiring| {
                     E1000::new(ram, wiring.irq, backend, mac)
                 })?;
                 let io = lock(&card).io();
-                Ok(Some(io))
+                Ok((None, Some(io)))
             }
         }
     }
@@ -521,50 +531,6 @@ impl Functions<'_> {
         let io = ahci.lock().unwrap_or_else(PoisonError::into_inner).io();
         Ok(io)
     }
-}
-
-/// First to last.
-pub fn boot_order(spec: &GuestSpec) -> Vec<BootDevice> {
-    spec.full_boot_order().iter().filter_map(|from| boot_device(spec, from)).collect()
-}
-
-/// What the first boot does otherwise.
-pub fn first_boot(spec: &GuestSpec) -> Option<FirstBoot> {
-    match spec.first_boot.as_ref()? {
-        spec::FirstBoot::Setup => Some(FirstBoot::Menu),
-        spec::FirstBoot::From(from) => {
-            let mut order = boot_order(spec);
-            let wanted = boot_device(spec, from)?;
-            order.retain(|device| *device != wanted);
-            order.insert(0, wanted);
-            Some(FirstBoot::From(order))
-        }
-    }
-}
-
-/// Where the machine has it; `None` when it has it not.
-fn boot_device(spec: &GuestSpec, from: &BootFrom) -> Option<BootDevice> {
-    let wanted = match from {
-        BootFrom::Cd => return Some(BootDevice::AhciCd { port: CD_PORT }),
-        BootFrom::Network => return spec.network.as_ref().map(|_| BootDevice::Network { slot: slot::NETWORK }),
-        BootFrom::Disk(id) => id,
-    };
-    let (mut slot, mut port) = (slot::DISK, 0);
-    for disk in &spec.disks {
-        let device = match disk.bus {
-            DiskBus::Virtio => BootDevice::VirtioDisk { slot },
-            DiskBus::Nvme => BootDevice::NvmeDisk { slot },
-            DiskBus::Ahci => BootDevice::AhciDisk { port },
-        };
-        if disk.id == *wanted {
-            return Some(device);
-        }
-        match disk.bus {
-            DiskBus::Virtio | DiskBus::Nvme => slot += 1,
-            DiskBus::Ahci => port += 1,
-        }
-    }
-    None
 }
 
 #[cfg(test)]

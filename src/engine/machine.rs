@@ -59,7 +59,8 @@ pub struct MachineFiles {
     pub initrd: Option<File>,
     pub disks: Vec<File>,
     pub cd: Option<File>,
-    pub network: Option<OwnedFd>,
+    /// The queues of a tap, or one socket; empty without a network.
+    pub network: Vec<OwnedFd>,
     /// Of a guest with a socket device.
     pub vsock: Option<UnixListener>,
     /// The saved state that the machine goes on from.
@@ -198,6 +199,11 @@ impl Machine {
             return Err(io::Error::other(format!("the saved state has a part that this machine has not: {name}")));
         }
         self.devices.screen.redraw();
+        // Switches and neighbours may have forgotten the guest. Its card's worker, which is held, has it announce itself when it
+        // goes on.
+        if let Some(link) = &self.devices.network_link {
+            link.announce();
+        }
         self.saved = Some(reader);
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! No Rust reference ever points into guest memory: the guest changes it at any time. Copy in, check the copy, act on the copy.
 //! Only this file names vm-memory's mmap types.
 
-#![expect(unsafe_code, reason = "preadv and pwritev straight into guest RAM; madvise on our own mappings")]
+#![expect(unsafe_code, reason = "vectored calls straight into guest RAM; madvise on our own mappings")]
 
 use std::{
     fmt,
@@ -147,6 +147,18 @@ impl GuestRam {
         self.read(at, &mut bytes).map(|()| u64::from_le_bytes(bytes))
     }
 
+    /// A number of a ring that the driver changes meanwhile; what it wrote before it can be read afterwards. `at` is even.
+    pub fn load_u16(&self, at: Gpa) -> Result<u16, OutsideRam> {
+        let loaded = self.mapped.map.load::<u16>(GuestAddress(at.0), Ordering::Acquire);
+        loaded.map(u16::from_le).map_err(|_| OutsideRam { at, bytes: 2 })
+    }
+
+    /// The driver that loads it finds what was written before. `at` is even.
+    pub fn store_u16(&self, at: Gpa, value: u16) -> Result<(), OutsideRam> {
+        let stored = self.mapped.map.store(value.to_le(), GuestAddress(at.0), Ordering::Release);
+        stored.map_err(|_| OutsideRam { at, bytes: 2 })
+    }
+
     /// Whether every byte of the span is RAM.
     pub fn contains(&self, span: RamSpan) -> bool {
         GuestMemoryBackend::check_range(&self.mapped.map, GuestAddress(span.at.0), span.bytes as usize)
@@ -171,18 +183,11 @@ impl GuestRam {
         })
     }
 
-    /// Reads one message of a descriptor (a tap) into the spans.
+    /// Reads once from a descriptor (a socket) into the spans.
     pub fn read_message(&self, fd: BorrowedFd<'_>, spans: &[RamSpan]) -> io::Result<usize> {
         let iovecs = self.iovecs(spans)?;
         // SAFETY: as in `read_file`.
         checked(unsafe { libc::readv(fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as libc::c_int) })
-    }
-
-    /// Writes the spans as one message of a descriptor (a tap).
-    pub fn write_message(&self, fd: BorrowedFd<'_>, spans: &[RamSpan]) -> io::Result<usize> {
-        let iovecs = self.iovecs(spans)?;
-        // SAFETY: as in `read_file`.
-        checked(unsafe { libc::writev(fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as libc::c_int) })
     }
 
     /// Gives the whole pages inside the span back to the host: the guest finds zeros there afterwards. Parts of pages at the ends
@@ -259,6 +264,95 @@ impl GuestRam {
             piece(slice.ptr_guard_mut().as_ptr(), slice.len());
         }
         Ok(())
+    }
+}
+
+/// Spans of guest RAM as vectored calls take them: checked when they come in, kept from call to call. For messages (of a tap)
+/// whose beginning, the head, is not the guest's to change while it is looked at: it is in our memory, and stands for as many of the spans' first bytes.
+pub struct RamVec {
+    ram: GuestRam,
+    /// Those before `first` are used up. There is at least one of them: a place for the head.
+    iovecs: Vec<libc::iovec>,
+    first: usize,
+}
+
+const NOWHERE: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+
+impl RamVec {
+    pub fn new(ram: &GuestRam) -> RamVec {
+        RamVec { ram: ram.clone(), iovecs: vec![NOWHERE], first: 1 }
+    }
+
+    /// How many pieces are in it; a call takes `IOVECS_MAX` less one for the head.
+    pub fn pieces(&self) -> usize {
+        self.iovecs.len() - self.first
+    }
+
+    pub fn clear(&mut self) {
+        self.iovecs.truncate(1);
+        self.first = 1;
+    }
+
+    /// Adds a span at the end; usually as one piece. After an error the span is in it in part.
+    pub fn push(&mut self, span: RamSpan) -> Result<(), OutsideRam> {
+        let RamVec { ram, iovecs, .. } = self;
+        ram.host_pieces(span, |at, bytes| iovecs.push(libc::iovec { iov_base: at.cast(), iov_len: bytes }))
+    }
+
+    /// Takes pieces off at the front.
+    pub fn drop_first(&mut self, pieces: usize) {
+        self.first = self.iovecs.len().min(self.first + pieces);
+        if self.pieces() == 0 {
+            self.clear();
+        } else if self.first > IOVECS_MAX {
+            self.iovecs.drain(1..self.first);
+            self.first = 1;
+        }
+    }
+
+    /// Reads one message: its beginning into `head`, the rest into the spans behind as many bytes.
+    pub fn read_message(&mut self, fd: BorrowedFd<'_>, head: &mut [u8]) -> io::Result<usize> {
+        let head = libc::iovec { iov_base: head.as_mut_ptr().cast(), iov_len: head.len() };
+        self.with_head(head, |iovecs| {
+            // SAFETY: the first iovec is `head`, which is borrowed for this call. The others lie inside mappings that `self.ram`
+            // keeps alive (`host_pieces` checked them); the guest may change the bytes at any time, and nothing here reads them
+            // as Rust values.
+            unsafe { libc::readv(fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as libc::c_int) }
+        })
+    }
+
+    /// Writes one message: `head`, and behind it the spans without as many bytes at their beginning.
+    pub fn write_message(&mut self, fd: BorrowedFd<'_>, head: &[u8]) -> io::Result<usize> {
+        let head = libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() };
+        self.with_head(head, |iovecs| {
+            // SAFETY: as in `read_message`; writev only reads.
+            unsafe { libc::writev(fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as libc::c_int) }
+        })
+    }
+
+    /// Calls with the pieces, of which `head` replaces the first bytes. Everything is as before afterwards.
+    fn with_head(&mut self, head: libc::iovec, call: impl FnOnce(&[libc::iovec]) -> isize) -> io::Result<usize> {
+        let (mut at, mut skip) = (self.first, head.iov_len);
+        while let Some(piece) = self.iovecs.get(at).filter(|piece| piece.iov_len <= skip) {
+            skip -= piece.iov_len;
+            at += 1;
+        }
+        let cut = self.iovecs.get(at).copied();
+        if skip > 0 && cut.is_none() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // At least one piece is used up or skipped: `at` is not 0.
+        let replaced = std::mem::replace(&mut self.iovecs[at - 1], head);
+        if let Some(piece) = self.iovecs.get_mut(at) {
+            piece.iov_base = piece.iov_base.wrapping_byte_add(skip);
+            piece.iov_len -= skip;
+        }
+        let done = checked(call(&self.iovecs[at - 1..]));
+        self.iovecs[at - 1] = replaced;
+        if let (Some(piece), Some(cut)) = (self.iovecs.get_mut(at), cut) {
+            *piece = cut;
+        }
+        done
     }
 }
 
@@ -392,7 +486,10 @@ impl HostRegion {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Seek, Write};
+    use std::{
+        io::{Seek, Write},
+        os::fd::AsFd,
+    };
 
     use super::*;
 
@@ -472,6 +569,50 @@ mod tests {
         }
         ram.write(Gpa(0x20_1000), &[7]).unwrap();
         assert_eq!(ram.get_u16(Gpa(0x20_1000)), Ok(7), "the page is there again");
+    }
+
+    #[test]
+    fn a_message_has_its_head_in_our_memory_and_the_rest_in_ram() {
+        let ram = GuestRam::new(16 << 20).unwrap();
+        let (near, far) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let span = |at, bytes| RamSpan { at: Gpa(at), bytes };
+        for first in [&[span(0x1000, 4), span(0x2000, 2)][..], &[span(0x1000, 3), span(0x2000, 3)], &[span(0x1000, 6)]]
+        {
+            let mut vec = RamVec::new(&ram);
+            vec.push(span(0x5000, 8)).unwrap();
+            vec.drop_first(1);
+            first.iter().for_each(|span| vec.push(*span).unwrap());
+            vec.push(span(0x3000, 100)).unwrap();
+            assert_eq!(vec.pieces(), first.len() + 1);
+            for _ in 0..2 {
+                ram.write(Gpa(0x1000), &[0xaa; 8]).unwrap();
+                far.send(b"headrest").unwrap();
+                let mut head = [0; 4];
+                assert_eq!(vec.read_message(near.as_fd(), &mut head).unwrap(), 8);
+                assert_eq!(&head, b"head");
+                let mut seen = [0; 4];
+                ram.read(Gpa(0x1000), &mut seen).unwrap();
+                assert_eq!(seen[..3], [0xaa; 3], "the head is not in RAM");
+                ram.write(Gpa(0x1000), b"123456").unwrap();
+                ram.write(Gpa(0x2000), if first.len() == 2 && first[0].bytes == 3 { b"456" } else { b"56." }).unwrap();
+                assert_eq!(vec.write_message(near.as_fd(), b"HEAD").unwrap(), 106);
+                let mut message = [0; 200];
+                assert_eq!(far.recv(&mut message).unwrap(), 106);
+                assert_eq!(&message[..6], b"HEAD56");
+            }
+        }
+        let mut vec = RamVec::new(&ram);
+        assert!(vec.push(span(0xa_0000, 1)).is_err());
+        vec.push(span(0x1000, 3)).unwrap();
+        assert_eq!(vec.write_message(near.as_fd(), b"HEAD").unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        for _ in 0..5000 {
+            vec.push(span(0x1000, 3)).unwrap();
+            vec.drop_first(1);
+        }
+        assert_eq!(vec.pieces(), 1);
+        assert!(vec.iovecs.len() < 2 * IOVECS_MAX, "used ones go");
+        vec.drop_first(7);
+        assert_eq!(vec.pieces(), 0);
     }
 
     #[test]

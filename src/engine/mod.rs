@@ -47,6 +47,7 @@ mod start_state;
 pub mod suspend;
 mod suspend_watch;
 pub mod table_loader;
+pub mod tap;
 pub mod timer;
 pub mod topology;
 pub mod uart;

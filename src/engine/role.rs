@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{self, Read, Seek, Write},
+    iter,
     os::{fd::OwnedFd, unix::net::UnixListener},
     sync::{
         Arc,
@@ -112,7 +113,8 @@ fn take_hands() -> io::Result<(EngineStart, Hands)> {
             kernel: find(&Handed::Kernel).map(File::from),
             initrd: find(&Handed::Initrd).map(File::from),
             cd: find(&Handed::Cd).map(File::from),
-            network: find(&Handed::Network),
+            // Several are the queues of one tap.
+            network: iter::from_fn(|| find(&Handed::Network)).collect(),
             vsock: find(&Handed::VsockSocket).map(listen).transpose()?,
             saved: find(&Handed::Saved).map(File::from),
             disks,

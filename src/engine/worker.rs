@@ -58,14 +58,33 @@ pub struct Stop {
 /// The stop signal and what a device waits for beside it.
 const DESCRIPTORS_MAX: usize = 8;
 
+/// Which of the descriptors that were waited for are ready, by their place in the list.
+#[derive(Debug, Clone, Copy)]
+pub struct Ready(u8);
+
+impl Ready {
+    pub fn has(self, index: usize) -> bool {
+        index < DESCRIPTORS_MAX && self.0 & 1 << index != 0
+    }
+}
+
 impl Stop {
     /// Waits until one of `others`, at most seven, is ready or the stop is asked; false to stop. May return for nothing.
     pub fn wait(&self, others: &[PollFd<'_>]) -> bool {
-        self.wait_for(others, None)
+        self.poll(others, None).is_some()
     }
 
     /// As `wait`, for at most so long.
     pub fn wait_for(&self, others: &[PollFd<'_>], timeout: Option<Duration>) -> bool {
+        self.poll(others, timeout).is_some()
+    }
+
+    /// As `wait`, and says which of `others` are ready; `None` to stop.
+    pub fn wait_ready(&self, others: &[PollFd<'_>]) -> Option<Ready> {
+        self.poll(others, None)
+    }
+
+    fn poll(&self, others: &[PollFd<'_>], timeout: Option<Duration>) -> Option<Ready> {
         assert!(others.len() < DESCRIPTORS_MAX, "a device waits for a few descriptors");
         let mut fds: [PollFd<'_>; DESCRIPTORS_MAX] = array::from_fn(|_| PollFd::new(&self.event, PollFlags::IN));
         for (fd, other) in fds.iter_mut().zip(others) {
@@ -74,7 +93,9 @@ impl Stop {
         // The last entry is always the stop signal. A call that was interrupted makes the worker look once more.
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let _ = poll(&mut fds, timeout.as_ref());
-        !self.asked()
+        let ready = fds.iter().enumerate().filter(|(_, fd)| !fd.revents().is_empty());
+        let ready = Ready(ready.fold(0, |bits, (index, _)| bits | 1 << index));
+        (!self.asked()).then_some(ready)
     }
 
     /// Whether the stop is asked, without waiting.

@@ -19,10 +19,19 @@ use nix::sys::signal::SigSet;
 /// `KVM_GET_API_VERSION` (linux/kvm.h): `_IO(KVMIO, 0x00)`.
 const KVM_GET_API_VERSION: libc::Ioctl = 0xae00;
 
+/// What the descriptor becomes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TapKind {
+    /// A tap that can have several descriptors, each a queue.
+    pub(crate) several_queues: bool,
+    /// The tap must not be there yet. Otherwise it may be, and this becomes one more of its queues.
+    pub(crate) new: bool,
+}
+
 /// Makes the open `/dev/net/tun` a tap called `name`: whole Ethernet frames, each behind a virtio-net header, no packet information.
 ///
 /// Errors: `InvalidInput` for a name that does not fit; `EBUSY` when the tap is in use; `EPERM` without CAP_NET_ADMIN.
-pub(crate) fn make_tap(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+pub(crate) fn make_tap(tun: BorrowedFd<'_>, name: &str, kind: TapKind) -> io::Result<()> {
     // SAFETY: `ifreq` is plain old data, for which all zero bytes are a value.
     let mut request: libc::ifreq = unsafe { MaybeUninit::zeroed().assume_init() };
     // The last byte stays 0: the kernel wants the name terminated.
@@ -32,8 +41,15 @@ pub(crate) fn make_tap(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    request.ifr_ifru.ifru_flags = i16::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if kind.several_queues {
+        flags |= libc::IFF_MULTI_QUEUE;
+    }
+    if kind.new {
+        flags |= libc::IFF_TUN_EXCL;
+    }
+    // IFF_TUN_EXCL is the sign bit of the kernel's `short`.
+    request.ifr_ifru.ifru_flags = (flags as u16).cast_signed();
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is and which outlives the call.
     checked(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as libc::Ioctl, &raw mut request) })?;
     Ok(())
@@ -83,10 +99,12 @@ mod tests {
 
     use super::*;
 
+    const NEW: TapKind = TapKind { several_queues: false, new: true };
+
     #[test]
     fn another_file_is_neither_tap_nor_kvm() {
         let null = File::open("/dev/null").unwrap();
-        assert!(make_tap(null.as_fd(), "ik-test").is_err());
+        assert!(make_tap(null.as_fd(), "ik-test", NEW).is_err());
         assert!(set_tap_header(null.as_fd(), 12, 0).is_err());
         assert!(kvm_api_version(null.as_fd()).is_err());
     }
@@ -95,10 +113,10 @@ mod tests {
     fn names_at_the_edge_of_what_the_kernel_takes() {
         let null = File::open("/dev/null").unwrap();
         for bad in ["", "sixteen-letters-"] {
-            assert_eq!(make_tap(null.as_fd(), bad).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{bad}");
+            assert_eq!(make_tap(null.as_fd(), bad, NEW).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{bad}");
         }
         // Fifteen fit: what refuses then is the file, not the name.
-        assert_ne!(make_tap(null.as_fd(), "fifteen-letters").unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_ne!(make_tap(null.as_fd(), "fifteen-letters", NEW).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

@@ -21,8 +21,8 @@ pub const HEADER_BYTES: i32 = 12;
 /// A tap and the name by which the host's tools know it.
 #[derive(Debug)]
 pub struct Tap {
-    /// Non-blocking. Whole frames, each behind a virtio-net header of `HEADER_BYTES`.
-    pub descriptor: OwnedFd,
+    /// One a queue; at least one. Non-blocking. Whole frames, each behind a virtio-net header of `HEADER_BYTES`.
+    pub queues: Vec<OwnedFd>,
     pub name: String,
 }
 
@@ -31,12 +31,22 @@ pub fn name_of(guest: &Id) -> String {
     format!("ik-{guest}")
 }
 
-/// Makes a tap. It is not persistent: the kernel removes it, and takes it off its bridge, when the last descriptor closes.
+/// Makes a tap with so many queues, for a guest that sends and receives with several vCPUs at once. It is not persistent: the kernel
+/// removes it, and takes it off its bridge, when the last descriptor closes.
 ///
-/// No offloads are taken: frames come whole and with checksums. Needs CAP_NET_ADMIN.
+/// No offloads are taken: frames come whole and with checksums, until the engine says what its guest takes. Needs CAP_NET_ADMIN.
 ///
 /// Errors: `Conflict` when a tap of this name is in use (the guest's engine still runs); `Unavailable` without `/dev/net/tun` or privilege.
-pub fn open(name: &str) -> Result<Tap> {
+pub fn open(name: &str, queues: usize) -> Result<Tap> {
+    let mut tap = Tap { queues: Vec::new(), name: name.to_owned() };
+    for number in 0..queues.max(1) {
+        let kind = sys::TapKind { several_queues: queues > 1, new: number == 0 };
+        tap.queues.push(open_queue(name, kind)?);
+    }
+    Ok(tap)
+}
+
+fn open_queue(name: &str, kind: sys::TapKind) -> Result<OwnedFd> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
     let tun = options.open("/dev/net/tun").map_err(|error| {
@@ -46,7 +56,7 @@ pub fn open(name: &str) -> Result<Tap> {
         };
         Error::new(ErrorKind::Unavailable, format!("Cannot open /dev/net/tun ({error}). {remedy}")).because(error)
     })?;
-    let made = sys::make_tap(tun.as_fd(), name).and_then(|()| sys::set_tap_header(tun.as_fd(), HEADER_BYTES, 0));
+    let made = sys::make_tap(tun.as_fd(), name, kind).and_then(|()| sys::set_tap_header(tun.as_fd(), HEADER_BYTES, 0));
     made.map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY) => {
             Error::conflict(format!("The tap \"{name}\" is in use: an engine of this guest still runs."))
@@ -57,5 +67,5 @@ pub fn open(name: &str) -> Result<Tap> {
         ),
         _ => Error::new(ErrorKind::Unavailable, format!("Cannot make the tap \"{name}\" ({error}).")),
     })?;
-    Ok(Tap { descriptor: tun.into(), name: name.to_owned() })
+    Ok(tun.into())
 }

@@ -27,9 +27,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{cgroup, files::StateFiles, spawn};
 use crate::{
+    engine::virtio::net::PAIRS_MAX,
     error::{Error, ErrorKind, Result},
     host::{firmware::Firmware, net::Networks, passt, tap},
-    spec::Boot,
+    spec::{Boot, GuestSpec, NetworkModel, NetworkSpec},
     state_files::Owner,
     types::{Id, monotonic_us},
     wire::{Attachment, EndKind, EngineEnd, EngineStart, Handed, Launch, LiveEngine},
@@ -175,7 +176,9 @@ impl Engines {
         }
         let run_as = self.free_id();
         if let Some(attachment) = &launch.attachment {
-            hands.give(Handed::Network, self.connect(guest, attachment, run_as)?);
+            for queue in self.connect(&launch.spec, attachment, run_as)? {
+                hands.give(Handed::Network, queue);
+            }
         }
         hands.give(Handed::Log, self.files.open_log(guest)?.into());
         hands.give(Handed::Scrollback, self.files.open_scrollback(guest)?.into());
@@ -195,18 +198,18 @@ impl Engines {
         Ok(())
     }
 
-    /// The host's end of the guest's network card.
-    fn connect(&self, guest: &Id, attachment: &Attachment, run_as: Option<u32>) -> Result<OwnedFd> {
+    /// The host's end of the guest's network card: a tap's queues, or one socket.
+    fn connect(&self, spec: &GuestSpec, attachment: &Attachment, run_as: Option<u32>) -> Result<Vec<OwnedFd>> {
         if *attachment == Attachment::User {
-            return passt::start(run_as);
+            return passt::start(run_as).map(|socket| vec![socket]);
         }
-        let tap = tap::open(&tap::name_of(guest))?;
+        let tap = tap::open(&tap::name_of(&spec.id), queues_of(spec))?;
         match attachment {
             Attachment::Nat => self.networks.attach_nat(&tap.name)?,
             Attachment::Bridge(bridge) => self.networks.attach_bridge(bridge, &tap.name)?,
             Attachment::User => {}
         }
-        Ok(tap.descriptor)
+        Ok(tap.queues)
     }
 
     /// Sockets and the end file, in a folder of the guest's own.
@@ -297,6 +300,14 @@ impl Engines {
         self.web_user?;
         let taken: Vec<u32> = self.live.values().filter_map(|engine| engine.run_as).collect();
         ENGINE_IDS.into_iter().find(|id| !taken.contains(id))
+    }
+}
+
+/// Queues of a guest's tap: a virtio card has a pair for each vCPU, as far as that helps; others have one.
+fn queues_of(spec: &GuestSpec) -> usize {
+    match &spec.network {
+        Some(NetworkSpec { model: NetworkModel::Virtio, .. }) => PAIRS_MAX.min(spec.cpus as usize),
+        _ => 1,
     }
 }
 

@@ -192,11 +192,11 @@ fn taps_join_the_network_and_keep_it_from_being_removed() {
         ip("link add lan mtu 9000 type bridge");
         let folders = Folders::new();
         let networks = folders.networks();
-        let first = tap::open("ik-first").unwrap();
+        let first = tap::open("ik-first", 1).unwrap();
         networks.attach_nat(&first.name).unwrap();
         assert!(ip("-o link show ik-first").contains("master innkeeper0"));
-        assert!(tap::open("ik-first").unwrap_err().to_string().contains("in use"));
-        let second = tap::open("ik-second").unwrap();
+        assert!(tap::open("ik-first", 1).unwrap_err().to_string().contains("in use"));
+        let second = tap::open("ik-second", 2).unwrap();
         networks.attach_bridge("lan", &second.name).unwrap();
         let shown = ip("-o link show ik-second");
         assert!(shown.contains("mtu 9000") && shown.contains("master lan"), "{shown}");

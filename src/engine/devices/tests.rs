@@ -13,12 +13,12 @@ use crate::{
     engine::{
         bus::{BusView, Effect, Width},
         event::Event,
-        facts::tests::sample,
+        facts::{BootDevice, FirstBoot, tests::sample},
         irq::MsiMessage,
         memory::Gpa,
         pci::BarKind,
     },
-    spec::{Boot, DiskSpec, NetworkBackend, tests::sample as sample_spec},
+    spec::{Boot, BootFrom, DiskSpec, NetworkBackend, tests::sample as sample_spec},
     types::{Id, MacAddr},
 };
 
@@ -94,7 +94,7 @@ fn rig_with(memory_bytes: u64, buses: &[DiskBus], model: NetworkModel) -> Rig {
     let files = DeviceFiles {
         disks: buses.iter().map(|_| image()).collect(),
         cd: None,
-        network: Some(near.into()),
+        network: vec![near.into()],
         vsock: None,
         vga_rom: Some(vec![0x55; 512]),
         flash: None,

@@ -4,7 +4,7 @@
 //! about which pages are in the balloon, and nothing is to be done when it deflates.
 
 use std::{
-    array, io,
+    array, io, mem, slice,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -116,7 +116,6 @@ struct State {
     told_pages: u32,
     actual_pages: u32,
     poison: u32,
-    config_generation: u8,
     /// The host wants statistics that are newer.
     asked: bool,
     /// The driver's buffer for statistics, by its head. Giving it back asks the driver to fill it anew.
@@ -135,13 +134,10 @@ impl BalloonControl {
     /// wish outlives a reset of the guest. A guest without a driver never hears of it.
     pub fn set_target(&self, bytes: u64) {
         let pages = u32::try_from(bytes / PAGE_BYTES).unwrap_or(u32::MAX);
-        let mut state = self.0.lock();
-        if state.target_pages == pages {
+        let before = mem::replace(&mut self.0.lock().target_pages, pages);
+        if before == pages {
             return;
         }
-        state.target_pages = pages;
-        state.config_generation = state.config_generation.wrapping_add(1);
-        drop(state);
         self.0.wake.signal();
     }
 
@@ -217,11 +213,8 @@ impl VirtioDevice for Balloon {
         state.actual_pages = u32::from_le_bytes([a0, a1, a2, a3]);
         state.poison = u32::from_le_bytes([p0, p1, p2, p3]);
     }
-    fn config_generation(&self) -> u8 {
-        self.shared.lock().config_generation
-    }
-    fn worker(&self) -> &Worker {
-        &self.worker
+    fn workers(&self) -> &[Worker] {
+        slice::from_ref(&self.worker)
     }
 }
 
@@ -294,8 +287,7 @@ impl Work<Running> for Keep {
 
     fn forget(&mut self) {
         let mut state = self.shared.lock();
-        let (target_pages, config_generation) = (state.target_pages, state.config_generation);
-        *state = State { target_pages, config_generation, ..State::default() };
+        *state = State { target_pages: state.target_pages, ..State::default() };
     }
 }
 
@@ -412,7 +404,6 @@ mod saved {
         pub(super) told_pages: u32,
         pub(super) actual_pages: u32,
         pub(super) poison: u32,
-        pub(super) config_generation: u8,
         pub(super) asked: bool,
         pub(super) held: Option<u16>,
     }
@@ -422,14 +413,12 @@ impl SaveState for Balloon {
     fn save(&self) -> SavedState {
         let state = self.shared.lock();
         // The host asks for statistics again when it wants to know.
-        let State { target_pages, told_pages, actual_pages, poison, config_generation, asked, held, statistics: _ } =
-            &*state;
+        let State { target_pages, told_pages, actual_pages, poison, asked, held, statistics: _ } = &*state;
         let fields = saved::V1 {
             target_pages: *target_pages,
             told_pages: *told_pages,
             actual_pages: *actual_pages,
             poison: *poison,
-            config_generation: *config_generation,
             asked: *asked,
             held: *held,
         };
@@ -437,13 +426,11 @@ impl SaveState for Balloon {
     }
 
     fn restore(&mut self, state: &SavedState) -> Result<(), BadState> {
-        let saved::V1 { target_pages, told_pages, actual_pages, poison, config_generation, asked, held } =
-            state.fields(saved::KIND, 1)?;
+        let saved::V1 { target_pages, told_pages, actual_pages, poison, asked, held } = state.fields(saved::KIND, 1)?;
         let in_ring = held.is_none_or(|head| QUEUE_SIZES.iter().all(|size| head < *size));
         BadState::unless(in_ring, saved::KIND, "the buffer for statistics is in no queue")?;
         let statistics = None;
-        *self.shared.lock() =
-            State { target_pages, told_pages, actual_pages, poison, config_generation, asked, held, statistics };
+        *self.shared.lock() = State { target_pages, told_pages, actual_pages, poison, asked, held, statistics };
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 mod requests;
 mod saved;
 
-use std::{io, sync::Arc};
+use std::{io, slice, sync::Arc};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
@@ -126,8 +126,8 @@ impl VirtioDevice for Block {
             *byte = *from;
         }
     }
-    fn worker(&self) -> &Worker {
-        &self.worker
+    fn workers(&self) -> &[Worker] {
+        slice::from_ref(&self.worker)
     }
 }
 
@@ -291,7 +291,7 @@ mod tests {
         let limits = RateLimits::new(RateLimit::default()).unwrap();
         let serial = "serial-of-a-disk-that-is-long";
         let block = Block::new(Arc::clone(&disk) as _, BlockOptions { serial, queues: 1, limits, faults }).unwrap();
-        let worker = block.worker().clone();
+        let worker = block.workers()[0].clone();
         Rig { driver: Driver::plug(block), disk, worker, reports }
     }
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::VecDeque,
-    io, mem,
+    io, mem, slice,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -128,8 +128,8 @@ impl VirtioDevice for Console {
             *byte = *from;
         }
     }
-    fn worker(&self) -> &Worker {
-        &self.worker
+    fn workers(&self) -> &[Worker] {
+        slice::from_ref(&self.worker)
     }
 }
 

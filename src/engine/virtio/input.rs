@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    io,
+    io, slice,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -156,8 +156,8 @@ impl VirtioDevice for Tablet {
             *into = *byte;
         }
     }
-    fn worker(&self) -> &Worker {
-        &self.worker
+    fn workers(&self) -> &[Worker] {
+        slice::from_ref(&self.worker)
     }
 }
 

@@ -6,7 +6,6 @@ pub mod block;
 pub mod console;
 pub mod input;
 pub mod net;
-mod parked;
 pub mod pci;
 pub mod queue;
 pub mod rng;
@@ -14,7 +13,7 @@ pub mod vsock;
 
 use std::sync::{
     Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, AtomicU16, Ordering},
+    atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering},
 };
 
 use self::queue::VirtQueue;
@@ -52,13 +51,12 @@ pub trait VirtioDevice: SaveState + Send {
     /// Fills `into` from the device's configuration at `offset`; bytes it has not are left zero.
     fn read_config(&self, offset: usize, into: &mut [u8]);
     fn write_config(&mut self, _offset: usize, _bytes: &[u8]) {}
-    /// Another number whenever the device itself changed its configuration (virtio 1.2, 2.5.3). Its worker tells the driver
-    /// by `Interrupts::config_changed`.
-    fn config_generation(&self) -> u8 {
+    /// Its threads, which serve the queues while the driver runs.
+    fn workers(&self) -> &[Worker];
+    /// Which of them serves `queue`, for a driver that accepted these features. One that gets no queue stays parked.
+    fn worker_of(&self, _queue: usize, _accepted: Features) -> usize {
         0
     }
-    /// Its only thread, which serves the queues while the driver runs.
-    fn worker(&self) -> &Worker;
 }
 
 /// Everything a worker needs while the driver runs: moved in at DRIVER_OK, dropped at reset. The queues are the validated
@@ -107,6 +105,8 @@ pub struct Interrupts {
     isr: Mutex<u8>,
     line: IrqLine,
     needs_reset: AtomicBool,
+    /// Counts changes of the configuration (virtio 1.2, 4.1.4.3), by the device and by what the driver writes there.
+    generation: AtomicU8,
 }
 
 impl Interrupts {
@@ -118,6 +118,7 @@ impl Interrupts {
             isr: Mutex::new(0),
             line,
             needs_reset: AtomicBool::new(false),
+            generation: AtomicU8::new(0),
         })
     }
 
@@ -127,8 +128,9 @@ impl Interrupts {
         self.raise(vector, ISR_QUEUE);
     }
 
-    /// The configuration or the status changed.
+    /// The configuration or the status has changed: a driver that reads it meanwhile reads it again (virtio 1.2, 2.5.3).
     pub fn config_changed(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
         self.raise(self.config_vector.load(Ordering::Acquire), ISR_CONFIG);
     }
 

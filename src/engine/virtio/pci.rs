@@ -12,7 +12,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use virtio_queue::{Queue, QueueT};
 
-use super::{COMMON_FEATURES, Features, Interrupts, Kind, NO_VECTOR, Running, VirtioDevice, queue::VirtQueue};
+use super::{COMMON_FEATURES, Features, Interrupts, Kind, NO_VECTOR, Running, VirtioDevice, Worker, queue::VirtQueue};
 use crate::engine::{
     bus::{Access, BusFault, Effect, Width},
     event::Event,
@@ -56,7 +56,6 @@ pub struct VirtioPci<D: VirtioDevice> {
     status: u8,
     queue_select: u16,
     queues: Vec<Queue>,
-    config_generation: u8,
 }
 
 impl<D: VirtioDevice> VirtioPci<D> {
@@ -73,7 +72,6 @@ impl<D: VirtioDevice> VirtioPci<D> {
             status: 0,
             queue_select: 0,
             queues,
-            config_generation: 0,
             device,
         })
     }
@@ -100,7 +98,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
     }
 
     fn reset_device(&mut self) {
-        self.device.worker().reset();
+        self.device.workers().iter().for_each(Worker::reset);
         self.interrupts.reset();
         self.queues = fresh_queues(self.device.queue_sizes());
         self.status = 0;
@@ -134,7 +132,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
     fn activate(&mut self) {
         let event_idx = self.accepted & 1 << 29 != 0;
         let map = self.ram.map();
-        let mut queues = Vec::with_capacity(self.queues.len());
+        let mut in_use = Vec::new();
         for (index, (queue, kick)) in self.queues.iter().zip(&self.kicks).enumerate() {
             let (state, Ok(kick)) = (queue.state(), kick.try_clone()) else { return self.interrupts.set_needs_reset() };
             let Ok(mut mine) = Queue::try_from(state) else { return self.interrupts.set_needs_reset() };
@@ -143,15 +141,28 @@ impl<D: VirtioDevice> VirtioPci<D> {
                 return self.interrupts.set_needs_reset();
             }
             if mine.ready() {
-                queues.push(VirtQueue::new(mine, index, kick));
+                in_use.push(VirtQueue::new(mine, index, kick));
             } else if index == 0 {
                 // Every device here needs its first queue.
                 return self.interrupts.set_needs_reset();
             }
         }
-        let interrupts = Arc::clone(&self.interrupts);
-        let running = Running { ram: self.ram.clone(), queues, interrupts, features: self.accepted };
-        self.device.worker().activate(running);
+        self.hand_out(in_use);
+    }
+
+    /// Gives each worker its queues; one without any stays parked.
+    fn hand_out(&self, in_use: Vec<VirtQueue>) {
+        let workers = self.device.workers();
+        let mut shares: Vec<Vec<VirtQueue>> = workers.iter().map(|_| Vec::new()).collect();
+        for queue in in_use {
+            if let Some(share) = shares.get_mut(self.device.worker_of(queue.index(), self.accepted)) {
+                share.push(queue);
+            }
+        }
+        for (worker, queues) in workers.iter().zip(shares).filter(|(_, queues)| !queues.is_empty()) {
+            let interrupts = Arc::clone(&self.interrupts);
+            worker.activate(Running { ram: self.ram.clone(), queues, interrupts, features: self.accepted });
+        }
     }
 
     fn common_read(&self, at: Access) -> Result<u64, BusFault> {
@@ -173,7 +184,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
                 let broken = interrupts.needs_reset.load(Ordering::Acquire);
                 u64::from(self.status | if broken { STATUS_NEEDS_RESET } else { 0 })
             }
-            0x15 => u64::from(self.config_generation.wrapping_add(self.device.config_generation())),
+            0x15 => u64::from(interrupts.generation.load(Ordering::Acquire)),
             0x16 => u64::from(self.queue_select),
             0x18 => self.queue().map_or(0, |queue| u64::from(queue.size())),
             0x1a => interrupts
@@ -380,7 +391,7 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
                 let bytes = value.to_le_bytes();
                 let from = bytes.get(..at.width.bytes()).unwrap_or_default();
                 self.device.write_config((at.offset - DEVICE) as usize, from);
-                self.config_generation = self.config_generation.wrapping_add(1);
+                self.interrupts.generation.fetch_add(1, Ordering::AcqRel);
             }
             // A doorbell that did not stay in the kernel: written through the configuration window, or in tests.
             NOTIFY.. => {

@@ -1,5 +1,7 @@
 //! One virtqueue in use: descriptor chains as spans of guest RAM, used ring, notification suppression.
 
+use std::sync::atomic::{Ordering, fence};
+
 use rustix::event::{PollFd, PollFlags};
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 
@@ -27,6 +29,11 @@ const DESCRIPTOR_BYTES: u32 = 16;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
+/// Of both rings (virtio 1.2, 2.7.6 and 2.7.8): flags, index, then entries.
+const INDEX_AT: u64 = 2;
+const AVAIL_ENTRIES_AT: u64 = 4;
+const USED_ELEMENTS_AT: u64 = 4;
+const USED_ELEMENT_BYTES: u64 = 8;
 
 impl Chain {
     pub fn readable_bytes(&self) -> u64 {
@@ -108,17 +115,24 @@ fn copy(
 pub struct VirtQueue {
     queue: Queue,
     index: usize,
+    /// Elements behind the used index, which the driver does not see yet.
+    staged: u16,
+    /// Elements before it since the last `notify`.
+    pushed: u16,
     pub kick: Event,
-    /// Requests were given back since the last decision about an interrupt.
-    unannounced: bool,
 }
 
 impl VirtQueue {
     pub fn new(queue: Queue, index: usize, kick: Event) -> VirtQueue {
-        VirtQueue { queue, index, kick, unannounced: false }
+        VirtQueue { queue, index, staged: 0, pushed: 0, kick }
     }
 
-    /// Its number. A driver need not set up all of a device's queues.
+    /// Requests that the driver can have in the queue.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// Which of the device's queues this is. A driver need not set up all of them.
     pub fn index(&self) -> usize {
         self.index
     }
@@ -180,41 +194,71 @@ impl VirtQueue {
         }
     }
 
-    /// The request that was popped last was not begun: it is the next one again.
-    pub fn put_back(&mut self) {
-        self.queue.go_to_previous_position();
+    /// Makes the last `count` requests that were popped, and not given back, the next ones again.
+    pub fn unpop(&mut self, count: u16) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(count));
     }
 
     /// Gives a request back with `written` bytes in its writable part, and interrupts if the driver wants that.
     pub fn push(&mut self, ram: &GuestRam, head: u16, written: u32, interrupts: &Interrupts) -> Result<(), Malformed> {
-        self.add_used(ram, head, written)?;
+        self.push_quiet(ram, head, written)?;
         self.notify(ram, interrupts)
     }
 
-    /// Gives a request back without an interrupt: for several at once, with one `notify` behind the last.
-    pub fn add_used(&mut self, ram: &GuestRam, head: u16, written: u32) -> Result<(), Malformed> {
-        self.unannounced = true;
-        self.queue.add_used(ram.map(), head, written).map_err(|_| Malformed)
+    /// Gives a request back; the driver hears of it with the next `notify`. For one of a burst.
+    pub fn push_quiet(&mut self, ram: &GuestRam, head: u16, written: u32) -> Result<(), Malformed> {
+        self.stage(ram, head, written)?;
+        self.publish(ram)
     }
 
-    /// Interrupts if requests were given back since the last call and the driver wants to hear of one of them.
+    /// Gives a request back, which the driver sees with the next `publish`: for those that belong together.
+    pub fn stage(&mut self, ram: &GuestRam, head: u16, written: u32) -> Result<(), Malformed> {
+        if head >= self.queue.size() {
+            return Err(Malformed);
+        }
+        let place = self.queue.next_used().wrapping_add(self.staged) % self.queue.size();
+        let mut element = [0; USED_ELEMENT_BYTES as usize];
+        element[..4].copy_from_slice(&u32::from(head).to_le_bytes());
+        element[4..].copy_from_slice(&written.to_le_bytes());
+        let at = Gpa(self.queue.used_ring() + USED_ELEMENTS_AT + USED_ELEMENT_BYTES * u64::from(place));
+        ram.write(at, &element).map_err(|_| Malformed)?;
+        self.staged = self.staged.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Lets the driver see what was staged, all at once.
+    pub fn publish(&mut self, ram: &GuestRam) -> Result<(), Malformed> {
+        let used = self.queue.next_used().wrapping_add(self.staged);
+        ram.store_u16(Gpa(self.queue.used_ring() + INDEX_AT), used).map_err(|_| Malformed)?;
+        self.queue.set_next_used(used);
+        self.pushed = self.pushed.saturating_add(std::mem::take(&mut self.staged));
+        Ok(())
+    }
+
+    /// After a burst: one interrupt for all that was given back, if the driver wants that (virtio 1.2, 2.7.7.2).
     pub fn notify(&mut self, ram: &GuestRam, interrupts: &Interrupts) -> Result<(), Malformed> {
-        if std::mem::take(&mut self.unannounced)
-            && self.queue.needs_notification(ram.map()).map_err(|_| Malformed)?
-            && !self.silenced(ram)?
-        {
+        let pushed = std::mem::take(&mut self.pushed);
+        if pushed == 0 {
+            return Ok(());
+        }
+        // The used index before the driver's wish: it writes and reads them the other way round.
+        fence(Ordering::SeqCst);
+        let wanted = if self.queue.event_idx_enabled() {
+            let event_at = self.queue.avail_ring() + AVAIL_ENTRIES_AT + 2 * u64::from(self.queue.size());
+            let event = ram.load_u16(Gpa(event_at)).map_err(|_| Malformed)?;
+            self.queue.next_used().wrapping_sub(event).wrapping_sub(1) < pushed
+        } else {
+            !self.silenced(ram)?
+        };
+        if wanted {
             interrupts.used(self.index);
         }
         Ok(())
     }
 
-    /// VIRTQ_AVAIL_F_NO_INTERRUPT, which `virtio-queue` does not look at (virtio 1.2, 2.7.7): drivers of firmware poll, and
-    /// would leave the pin high for ever.
+    /// VIRTQ_AVAIL_F_NO_INTERRUPT (virtio 1.2, 2.7.7): drivers of firmware poll, and would leave the pin high for ever.
     fn silenced(&self, ram: &GuestRam) -> Result<bool, Malformed> {
-        if self.queue.event_idx_enabled() {
-            return Ok(false);
-        }
-        let flags = ram.get_u16(Gpa(self.queue.avail_ring())).map_err(|_| Malformed)?;
+        let flags = ram.load_u16(Gpa(self.queue.avail_ring())).map_err(|_| Malformed)?;
         Ok(flags & AVAIL_NO_INTERRUPT != 0)
     }
 

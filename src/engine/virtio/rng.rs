@@ -1,6 +1,6 @@
 //! virtio-rng (virtio 1.2, 5.4): the guest gives empty buffers, the host's kernel fills them. The example device to copy.
 
-use std::io;
+use std::{io, slice};
 
 use super::{
     Features, Kind, Running, VirtioDevice, Worker,
@@ -47,8 +47,8 @@ impl VirtioDevice for Rng {
         0
     }
     fn read_config(&self, _: usize, _: &mut [u8]) {}
-    fn worker(&self) -> &Worker {
-        &self.0
+    fn workers(&self) -> &[Worker] {
+        slice::from_ref(&self.0)
     }
 }
 

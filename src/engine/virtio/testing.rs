@@ -20,6 +20,7 @@ use crate::engine::{
         msix::tests::Sent,
         root::{PciRoot, Placement},
     },
+    saved::{BadState, State},
 };
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -181,9 +182,14 @@ impl Driver {
     pub(crate) fn take_over(&mut self, other: &Driver) {
         self.fill(RINGS, &other.bytes(RINGS, (LOW_RAM_END - RINGS) as usize));
         self.fill(BUFFERS, &other.bytes(BUFFERS, (RAM_BYTES - BUFFERS) as usize));
-        let mut states: BTreeMap<_, _> = other.root.save().into_iter().collect();
-        self.root.restore(&mut |name| Ok(states.remove(name).expect("the same functions"))).unwrap();
+        self.restore(&other.root.save()).unwrap();
         self.rings.clone_from(&other.rings);
+    }
+
+    /// Onto functions as after power on, or after a reset of the device.
+    pub(crate) fn restore(&mut self, saved: &[(String, State)]) -> Result<(), BadState> {
+        let found = |name: &str| saved.iter().find(|(other, _)| other == name).map(|(_, state)| state.clone());
+        self.root.restore(&mut |name| Ok(found(name).expect("the same functions")))
     }
 
     /// The registers from another vCPU.

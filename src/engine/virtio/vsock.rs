@@ -19,6 +19,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
+    slice,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -112,8 +113,8 @@ impl VirtioDevice for Vsock {
             *byte = *from;
         }
     }
-    fn worker(&self) -> &Worker {
-        &self.worker
+    fn workers(&self) -> &[Worker] {
+        slice::from_ref(&self.worker)
     }
 }
 
@@ -488,7 +489,7 @@ impl Relay {
                     queue.push(ram, self.chain.head, HEADER_BYTES as u32 + count, interrupts)?;
                 }
                 other => {
-                    queue.put_back();
+                    queue.unpop(1);
                     match other.map_err(|error| error.kind()) {
                         Ok(_) => connection.host_ended = true,
                         Err(io::ErrorKind::WouldBlock) => connection.readable = false,

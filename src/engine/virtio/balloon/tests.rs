@@ -30,7 +30,7 @@ struct Rig {
 fn rig() -> Rig {
     let (clock, hand) = hand_clock(5_000_000_000);
     let balloon = Balloon::new(clock).unwrap();
-    let (control, worker) = (balloon.control(), balloon.worker().clone());
+    let (control, worker) = (balloon.control(), balloon.workers()[0].clone());
     Rig { driver: Driver::plug(balloon), control, worker, hand }
 }
 
@@ -339,7 +339,7 @@ fn a_restored_balloon_goes_on_where_it_was_saved() {
     let status = BalloonStatus { target_bytes: 100 * PAGE, actual_bytes: 60 * PAGE, statistics: None };
     assert_eq!(control.status(), status);
     // What the transport will have restored: the driver runs, and its buffer is held by the device.
-    let worker = device.worker().clone();
+    let worker = device.workers()[0].clone();
     let mut second = Rig { driver: Driver::plug(device), control, worker, hand: Arc::default() };
     second.driver.negotiate(VERSION_1 | STATS);
     for queue in 0..5 {

@@ -465,7 +465,7 @@ impl Requests {
 fn answer(running: &mut Running, request: &Request, status: u32, read_bytes: u32) -> Result<(), Malformed> {
     running.ram.write(request.status_at, &[status as u8]).map_err(|_| Malformed)?;
     let queue = running.queues.get_mut(request.place).ok_or(Malformed)?;
-    queue.add_used(&running.ram, request.name.head, read_bytes + 1)
+    queue.push_quiet(&running.ram, request.name.head, read_bytes + 1)
 }
 
 fn in_flight(slot: Result<usize, BadRequest>) -> Result<Begun, BlockError> {

@@ -64,7 +64,7 @@ fn plug(file: File, way: Way, queues: u16, limit: RateLimit) -> Option<Rig> {
     };
     let options = BlockOptions { serial: "of-a-file", queues, limits: limits.clone(), faults };
     let block = Block::with_ring(disk, options, ring).unwrap();
-    let worker = block.worker().clone();
+    let worker = block.workers()[0].clone();
     let mut rig = Rig { driver: Driver::plug(block), worker, reports, limits };
     rig.start(VERSION_1);
     Some(rig)

@@ -1,6 +1,6 @@
 //! The saved state of the transport: registers, queues and interrupts of any virtio device.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueState, QueueT};
@@ -21,8 +21,9 @@ struct TransportV1 {
     config_generation: u8,
     /// As the driver wrote their registers.
     queues: Vec<QueueV1>,
-    /// While the driver runs: the queues in use, by number, with how far each is.
-    running: Option<Vec<(usize, QueueV1)>>,
+    /// The queues that workers serve, by number, with how far each is. None while the driver does not run; those of a worker
+    /// whose driver broke the rules are not among them.
+    running: Vec<(usize, QueueV1)>,
     interrupts: InterruptsV1,
     /// What the device keeps itself.
     device: DeviceV1,
@@ -97,7 +98,6 @@ impl<D: VirtioDevice> SaveState for VirtioPci<D> {
             status,
             queue_select,
             queues,
-            config_generation,
         } = self;
         let own = device.save();
         let in_use = |running: &Running| -> Vec<(usize, QueueV1)> {
@@ -109,9 +109,9 @@ impl<D: VirtioDevice> SaveState for VirtioPci<D> {
             accepted: *accepted,
             status: *status,
             queue_select: *queue_select,
-            config_generation: *config_generation,
+            config_generation: interrupts.generation.load(Ordering::Acquire),
             queues: queues.iter().map(|queue| queue.state().into()).collect(),
-            running: device.worker().look(in_use),
+            running: device.workers().iter().filter_map(|worker| worker.look(in_use)).flatten().collect(),
             interrupts: interrupts.save(),
             device: DeviceV1 {
                 kind: own.kind,
@@ -140,10 +140,12 @@ impl<D: VirtioDevice> SaveState for VirtioPci<D> {
         let queues = fields.queues.iter().enumerate().map(|(index, saved)| queue(index, *saved));
         let queues = queues.collect::<Result<Vec<_>, _>>()?;
         let mut in_use = Vec::new();
-        for (index, saved) in fields.running.iter().flatten() {
+        for (index, saved) in &fields.running {
             let queue = queue(*index, *saved)?;
-            let valid = queue.ready() && queue.is_valid(self.ram.map()) && in_use.len() < count;
+            let valid = queue.ready() && queue.is_valid(self.ram.map());
             BadState::unless(valid, KIND, "a queue in use is outside the guest's RAM")?;
+            let single = in_use.iter().all(|other: &VirtQueue| other.index() != *index);
+            BadState::unless(single, KIND, "a queue is in use twice")?;
             let kick = self.kicks.get(*index).and_then(|kick| kick.try_clone().ok());
             let kick = kick.ok_or_else(|| BadState::new(KIND, "a queue has no doorbell"))?;
             in_use.push(VirtQueue::new(queue, *index, kick));
@@ -156,14 +158,10 @@ impl<D: VirtioDevice> SaveState for VirtioPci<D> {
         self.accepted = fields.accepted;
         self.status = fields.status;
         self.queue_select = fields.queue_select;
-        self.config_generation = fields.config_generation;
         self.interrupts.restore(&fields.interrupts);
-        // The worker is held; it begins when the machine is released. One whose driver broke the rules has no queues in use.
-        if fields.running.is_some() {
-            let interrupts = Arc::clone(&self.interrupts);
-            let running = Running { ram: self.ram.clone(), queues: in_use, interrupts, features: self.accepted };
-            self.device.worker().activate(running);
-        }
+        self.interrupts.generation.store(fields.config_generation, Ordering::Release);
+        // The workers are held; they begin when the machine is released.
+        self.hand_out(in_use);
         Ok(())
     }
 }

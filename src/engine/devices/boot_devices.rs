@@ -1,0 +1,54 @@
+//! What the machine boots from, in the terms of its buses: where each disk of a specification is plugged in.
+
+use super::CD_PORT;
+use crate::{
+    engine::{
+        facts::{BootDevice, FirstBoot},
+        layout::slot,
+    },
+    spec::{self, BootFrom, DiskBus, GuestSpec},
+};
+
+/// First to last.
+pub fn boot_order(spec: &GuestSpec) -> Vec<BootDevice> {
+    spec.full_boot_order().iter().filter_map(|from| boot_device(spec, from)).collect()
+}
+
+/// What the first boot does otherwise.
+pub fn first_boot(spec: &GuestSpec) -> Option<FirstBoot> {
+    match spec.first_boot.as_ref()? {
+        spec::FirstBoot::Setup => Some(FirstBoot::Menu),
+        spec::FirstBoot::From(from) => {
+            let mut order = boot_order(spec);
+            let wanted = boot_device(spec, from)?;
+            order.retain(|device| *device != wanted);
+            order.insert(0, wanted);
+            Some(FirstBoot::From(order))
+        }
+    }
+}
+
+/// Where the machine has it; `None` when it has it not.
+fn boot_device(spec: &GuestSpec, from: &BootFrom) -> Option<BootDevice> {
+    let wanted = match from {
+        BootFrom::Cd => return Some(BootDevice::AhciCd { port: CD_PORT }),
+        BootFrom::Network => return spec.network.as_ref().map(|_| BootDevice::Network { slot: slot::NETWORK }),
+        BootFrom::Disk(id) => id,
+    };
+    let (mut slot, mut port) = (slot::DISK, 0);
+    for disk in &spec.disks {
+        let device = match disk.bus {
+            DiskBus::Virtio => BootDevice::VirtioDisk { slot },
+            DiskBus::Nvme => BootDevice::NvmeDisk { slot },
+            DiskBus::Ahci => BootDevice::AhciDisk { port },
+        };
+        if disk.id == *wanted {
+            return Some(device);
+        }
+        match disk.bus {
+            DiskBus::Virtio | DiskBus::Nvme => slot += 1,
+            DiskBus::Ahci => port += 1,
+        }
+    }
+    None
+}
