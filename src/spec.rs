@@ -15,6 +15,8 @@ pub const MEMORY_BYTES_MAX: u64 = 1 << 40;
 pub const DISKS_MAX: usize = 8;
 /// The controller has six ports; the CD drive is on one.
 pub const AHCI_DISKS_MAX: usize = 5;
+/// One for each USB 3 port of the controller.
+pub const USB_DISKS_MAX: usize = 4;
 pub const CMDLINE_LEN_MAX: usize = 2047;
 pub const DISK_BYTES_MIN: u64 = 512;
 pub const DISK_BYTES_MAX: u64 = 64 << 40;
@@ -149,15 +151,20 @@ pub enum DiskBus {
     Virtio,
     Ahci,
     Nvme,
+    /// As a stick: behind the xHCI controller, which the guest then has.
+    Usb,
 }
 
 impl DiskBus {
+    const ALL: [DiskBus; 4] = [DiskBus::Virtio, DiskBus::Ahci, DiskBus::Nvme, DiskBus::Usb];
+
     /// The word in forms, tables and the database.
     pub fn as_str(self) -> &'static str {
         match self {
             DiskBus::Virtio => "virtio",
             DiskBus::Ahci => "ahci",
             DiskBus::Nvme => "nvme",
+            DiskBus::Usb => "usb",
         }
     }
 }
@@ -165,10 +172,10 @@ impl DiskBus {
 impl FromStr for DiskBus {
     type Err = BadValue;
     fn from_str(text: &str) -> Result<DiskBus, BadValue> {
-        [DiskBus::Virtio, DiskBus::Ahci, DiskBus::Nvme]
+        DiskBus::ALL
             .into_iter()
             .find(|bus| bus.as_str() == text)
-            .ok_or_else(|| BadValue("A disk is on virtio, ahci or nvme.".into()))
+            .ok_or_else(|| BadValue("A disk is on virtio, ahci, nvme or usb.".into()))
     }
 }
 
@@ -346,9 +353,10 @@ impl GuestSpec {
         if self.disks.len() > DISKS_MAX {
             return bad("disk", format!("A guest has at most {DISKS_MAX} disks."));
         }
-        if self.disks.iter().filter(|disk| disk.bus == DiskBus::Ahci).count() > AHCI_DISKS_MAX {
-            let text = format!("At most {AHCI_DISKS_MAX} disks are on AHCI; put the others on virtio or NVMe.");
-            return bad("disk", text);
+        for (bus, name, max) in [(DiskBus::Ahci, "AHCI", AHCI_DISKS_MAX), (DiskBus::Usb, "USB", USB_DISKS_MAX)] {
+            if self.disks.iter().filter(|disk| disk.bus == bus).count() > max {
+                return bad("disk", format!("At most {max} disks are on {name}; put the others on virtio or NVMe."));
+            }
         }
         match &self.boot {
             Boot::Kernel { cmdline, .. } | Boot::Test { cmdline } => check_cmdline(cmdline)?,
@@ -473,6 +481,11 @@ pub(crate) mod tests {
         spec.disks = std::iter::repeat_with(|| disk(DiskBus::Ahci)).take(AHCI_DISKS_MAX).collect();
         spec.disks.push(disk(DiskBus::Virtio));
         assert_eq!(spec.check(), Ok(()));
+        for (bus, max) in [(DiskBus::Ahci, AHCI_DISKS_MAX), (DiskBus::Usb, USB_DISKS_MAX)] {
+            let mut spec = spec.clone();
+            spec.disks = std::iter::repeat_with(|| disk(bus)).take(max + 1).collect();
+            assert!(spec.check().unwrap_err().message.contains("virtio or NVMe"), "{bus:?}");
+        }
         spec.disks.push(disk(DiskBus::Ahci));
         assert_eq!(spec.check().unwrap_err().field, "disk");
     }
@@ -496,7 +509,7 @@ pub(crate) mod tests {
 
     #[test]
     fn every_bus_is_read_as_it_is_written() {
-        for bus in [DiskBus::Virtio, DiskBus::Ahci, DiskBus::Nvme] {
+        for bus in DiskBus::ALL {
             assert_eq!(bus.as_str().parse(), Ok(bus));
             assert_eq!(serde_json::to_string(&bus).unwrap(), format!("\"{}\"", bus.as_str()));
         }

@@ -189,6 +189,7 @@ fn new_disk(client: &Client, place: &PlaceArgs, text: &str, bus: BusArg) -> Outc
         BusArg::Virtio => DiskBus::Virtio,
         BusArg::Nvme => DiskBus::Nvme,
         BusArg::Ahci => DiskBus::Ahci,
+        BusArg::Usb => DiskBus::Usb,
     });
     match parse_size(text) {
         Ok(bytes) => Ok(NewDisk { size_bytes: Some(bytes), image: None, bus }),

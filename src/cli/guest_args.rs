@@ -118,6 +118,8 @@ pub enum BusArg {
     Nvme,
     /// For old systems.
     Ahci,
+    /// As a stick.
+    Usb,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -61,7 +61,7 @@ use super::{
         vsock::Vsock,
     },
     watchdog::{Watchdog, WatchdogHold},
-    xhci::{self, UsbDevices, UsbInput, XhciIo},
+    xhci::{self, UsbDevices, UsbDisk, UsbInput, XhciIo},
 };
 use crate::spec::{self, DiskBus, GuestSpec, NetworkModel, NetworkSpec};
 
@@ -197,7 +197,7 @@ impl Devices {
             tray.insert(RawFile::new(medium, true)?);
         }
         let mut functions = Functions { root: &mut root, router: &router, ram, nvme: Vec::new(), workers: Vec::new() };
-        let ahci = functions.add_storage(spec, files.disks, &tray, &faults, listeners)?;
+        let (ahci, usb_disks) = functions.add_storage(spec, files.disks, &tray, &faults, listeners)?;
         let (network_link, e1000) = match &spec.network {
             Some(network) if !files.network.is_empty() => functions.add_network(network, files.network, listeners)?,
             _ => (None, None),
@@ -220,7 +220,7 @@ impl Devices {
             spec::Watchdog::None => None,
             _ => Some(functions.add_watchdog(Arc::clone(&listeners.watchdog))?),
         };
-        let (usb, usb_input) = if spec.usb { functions.add_usb(listeners)? } else { (None, None) };
+        let (usb, usb_input) = functions.add_usb(spec.usb, usb_disks, listeners)?;
         let Functions { nvme, workers, .. } = functions;
 
         let hub = ConsoleHub::new(SCROLLBACK_BYTES);
@@ -440,9 +440,17 @@ impl Functions<'_> {
         Ok(hold)
     }
 
-    /// A controller with keyboard and tablet.
-    fn add_usb(&mut self, listeners: &Listeners) -> io::Result<(Option<XhciIo>, Option<UsbInput>)> {
-        let devices = UsbDevices { keyboard: true, tablet: true, disks: Vec::new() };
+    /// A controller, when there is something for it: keyboard and tablet as the guest wants them, disks.
+    fn add_usb(
+        &mut self,
+        input: bool,
+        disks: Vec<UsbDisk>,
+        listeners: &Listeners,
+    ) -> io::Result<(Option<XhciIo>, Option<UsbInput>)> {
+        if !input && disks.is_empty() {
+            return Ok((None, None));
+        }
+        let devices = UsbDevices { keyboard: input, tablet: input, disks };
         let irq = self.router.join(layout::pirq(slot::XHCI, 1));
         let made = xhci::add(self.root, irq, self.ram.clone(), devices, &listeners.host_fault)?;
         let controller = lock(&made);
@@ -489,6 +497,7 @@ impl Functions<'_> {
         }
     }
 
+    /// Gives the hold on the HBA, and the disks that belong behind a USB controller.
     fn add_storage(
         &mut self,
         spec: &GuestSpec,
@@ -496,14 +505,15 @@ impl Functions<'_> {
         tray: &CdTray,
         faults: &HostFaults,
         listeners: &Listeners,
-    ) -> io::Result<AhciIo> {
-        let mut ahci_disks = Vec::new();
+    ) -> io::Result<(AhciIo, Vec<UsbDisk>)> {
+        let (mut ahci_disks, mut usb_disks) = (Vec::new(), Vec::new());
         let mut next_slot = slot::DISK;
         for (disk, file) in spec.disks.iter().zip(files) {
             let backend = RawFile::new(file, disk.read_only)?;
             let serial = disk.id.to_string();
             match disk.bus {
                 DiskBus::Ahci => ahci_disks.push(AhciDisk { serial, backend }),
+                DiskBus::Usb => usb_disks.push(UsbDisk { serial, backend }),
                 DiskBus::Virtio => {
                     let faults = Arc::clone(&listeners.host_fault);
                     let limits = RateLimits::new(RateLimit::default())?;
@@ -529,7 +539,7 @@ impl Functions<'_> {
             Ahci::new(ram, wiring.irq, ahci_disks, tray, faults)
         })?;
         let io = ahci.lock().unwrap_or_else(PoisonError::into_inner).io();
-        Ok(io)
+        Ok((io, usb_disks))
     }
 }
 

@@ -37,11 +37,25 @@ pub enum FirstBoot {
 /// Something the firmware can boot from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BootDevice {
-    VirtioDisk { slot: u8 },
-    NvmeDisk { slot: u8 },
-    AhciDisk { port: u8 },
-    AhciCd { port: u8 },
-    Network { slot: u8 },
+    VirtioDisk {
+        slot: u8,
+    },
+    NvmeDisk {
+        slot: u8,
+    },
+    /// `number` counts the USB 3 ports, from 1.
+    UsbDisk {
+        number: u8,
+    },
+    AhciDisk {
+        port: u8,
+    },
+    AhciCd {
+        port: u8,
+    },
+    Network {
+        slot: u8,
+    },
 }
 
 /// One stretch of the address map (ACPI 6.5, 15: types 1 and 2).

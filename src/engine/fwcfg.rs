@@ -13,6 +13,7 @@ use super::{
     memory::{Gpa, GuestRam, RamSpan},
     saved::{BadState, SaveState, State},
     smbios::Smbios,
+    xhci,
 };
 
 /// Numbered items.
@@ -360,7 +361,7 @@ fn e820(facts: &MachineFacts) -> Vec<u8> {
 
 /// OpenFirmware paths, one a line, closed by a zero. OVMF wants the node names, SeaBIOS the addresses.
 fn boot_order(devices: &[BootDevice]) -> Vec<u8> {
-    let ahci = layout::slot::AHCI;
+    let (ahci, usb) = (layout::slot::AHCI, layout::slot::XHCI);
     let mut out = String::new();
     for device in devices {
         let written = match device {
@@ -369,6 +370,11 @@ fn boot_order(devices: &[BootDevice]) -> Vec<u8> {
             // the name that QEMU's first controller had, whichever ids this one has, and by the namespace's number and
             // EUI-64 in hexadecimal, which is 0 as in Identify.
             BootDevice::NvmeDisk { slot } => writeln!(out, "/pci@i0cf8/pci8086,5845@{slot:x}/namespace@1,0"),
+            // SeaBIOS counts the ports of each speed by themselves, OVMF those of the whole controller. Neither finds anything at the
+            // other's.
+            BootDevice::UsbDisk { number } => [*number, number + xhci::DISK_PORT - 1]
+                .iter()
+                .try_for_each(|port| writeln!(out, "/pci@i0cf8/usb@{usb:x}/storage@{port:x}/channel@0/disk@0,0")),
             BootDevice::AhciDisk { port } | BootDevice::AhciCd { port } => {
                 writeln!(out, "/pci@i0cf8/pci8086,2922@{ahci:x}/drive@{port:x}/disk@0")
             }
@@ -539,6 +545,8 @@ mod tests {
         assert_eq!(boot_order(&[BootDevice::Network { slot: 4 }]), b"/pci@i0cf8/ethernet@4/ethernet-phy@0\0");
         let nvme = boot_order(&[BootDevice::NvmeDisk { slot: 10 }]);
         assert_eq!(nvme, b"/pci@i0cf8/pci8086,5845@a/namespace@1,0\0");
+        let usb = ["2", "6"].map(|port| format!("/pci@i0cf8/usb@11/storage@{port}/channel@0/disk@0,0")).join("\n");
+        assert_eq!(boot_order(&[BootDevice::UsbDisk { number: 2 }]), (usb + "\0").as_bytes());
     }
 
     #[test]

@@ -35,12 +35,13 @@ fn boot_device(spec: &GuestSpec, from: &BootFrom) -> Option<BootDevice> {
         BootFrom::Network => return spec.network.as_ref().map(|_| BootDevice::Network { slot: slot::NETWORK }),
         BootFrom::Disk(id) => id,
     };
-    let (mut slot, mut port) = (slot::DISK, 0);
+    let (mut slot, mut port, mut number) = (slot::DISK, 0, 1);
     for disk in &spec.disks {
         let device = match disk.bus {
             DiskBus::Virtio => BootDevice::VirtioDisk { slot },
             DiskBus::Nvme => BootDevice::NvmeDisk { slot },
             DiskBus::Ahci => BootDevice::AhciDisk { port },
+            DiskBus::Usb => BootDevice::UsbDisk { number },
         };
         if disk.id == *wanted {
             return Some(device);
@@ -48,6 +49,7 @@ fn boot_device(spec: &GuestSpec, from: &BootFrom) -> Option<BootDevice> {
         match disk.bus {
             DiskBus::Virtio | DiskBus::Nvme => slot += 1,
             DiskBus::Ahci => port += 1,
+            DiskBus::Usb => number += 1,
         }
     }
     None

@@ -466,6 +466,27 @@ fn disks_on_virtio_and_nvme_share_the_slots_in_their_order() {
 }
 
 #[test]
+fn a_usb_disk_brings_its_controller_and_takes_no_slot() {
+    let rig = rig_with(16 << 20, &[DiskBus::Usb, DiskBus::Virtio, DiskBus::Usb], NetworkModel::Virtio);
+    assert!(rig.devices.usb.is_some());
+    {
+        let mut root = rig.devices.pci.lock().unwrap();
+        let ids = [8, 9, slot::XHCI].map(|slot| root.read(DevFn::new(slot, 0), 0, Width::B4));
+        assert_eq!(ids, [0x1042_1af4, 0xffff_ffff, 0x000d_1b36]);
+    }
+    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false };
+    let disks = [DiskBus::Usb, DiskBus::Virtio, DiskBus::Usb].map(disk).to_vec();
+    let expected = [
+        BootDevice::UsbDisk { number: 1 },
+        BootDevice::VirtioDisk { slot: 8 },
+        BootDevice::UsbDisk { number: 2 },
+        BootDevice::AhciCd { port: CD_PORT },
+    ];
+    assert_eq!(boot_order(&GuestSpec { disks, ..sample_spec() }), expected);
+    assert!(rig_with(16 << 20, &[DiskBus::Virtio], NetworkModel::Virtio).devices.usb.is_none());
+}
+
+#[test]
 fn an_e1000_is_in_the_place_of_the_virtio_card() {
     let mut rig = rig_with(16 << 20, &[DiskBus::Virtio], NetworkModel::E1000);
     let found = describe(&rig);

@@ -302,7 +302,7 @@ pub struct DiskLine {
     pub size: Bytes,
     /// What it takes on the host.
     pub used: Option<Bytes>,
-    /// "virtio", "nvme" or "ahci".
+    /// "virtio", "nvme", "ahci" or "usb".
     pub bus: String,
     pub note: String,
 }

@@ -211,6 +211,31 @@ fn a_disk_is_booted_by_seabios_whose_words_are_in_the_log() {
     world.well("guest shutdown d --wait 20");
 }
 
+#[test]
+fn seabios_boots_a_usb_disk_before_the_others_when_it_is_told() {
+    let Some(world) = World::new() else { return };
+    if let Some(missing) = firmware_missing(&world) {
+        return println!("skipped: {missing}");
+    }
+    let disk = world.file("disk.img", &super::kernel::disk());
+    world.well(&format!(
+        "guest create d --firmware bios --disk 1M --disk {} --disk-bus usb --memory 32M --network none --boot-order disk2 --start",
+        disk.display()
+    ));
+    let mut serial = Serial::open(&world, "d", None);
+    for _ in 0..90 {
+        if serial.seen.is_empty() {
+            serial.receive(Duration::from_secs(1));
+        }
+    }
+    let log = world.well("guest log d");
+    assert_eq!(serial.text(), "R", "{log}");
+    // The empty disk is on the same bus, and was not tried.
+    assert!(log.contains("Booting from Hard Disk..."), "{log}");
+    assert!(!log.contains("not a bootable disk"), "{log}");
+    world.well("guest poweroff d");
+}
+
 /// What doctor says about a missing SeaBIOS.
 fn firmware_missing(world: &World) -> Option<String> {
     let findings: serde_json::Value = serde_json::from_str(&world.output("doctor --json").out).unwrap();
