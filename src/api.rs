@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    spec::{CpuModel, DiskBus, NetworkModel, Watchdog},
+    spec::{CpuModel, DiskBus, NetworkModel, RateLimit, Watchdog},
     types::{Id, MacAddr, Name},
     wire::AgentFacts,
 };
@@ -176,6 +176,8 @@ pub struct Disk {
     pub bus: DiskBus,
     /// False while an image is being copied into it.
     pub ready: bool,
+    #[serde(default, skip_serializing_if = "RateLimit::is_none")]
+    pub limit: RateLimit,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -260,6 +262,9 @@ pub struct NewDisk {
     pub image: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<DiskBus>,
+    /// Of a disk on virtio.
+    #[serde(default, skip_serializing_if = "RateLimit::is_none")]
+    pub limit: RateLimit,
 }
 
 /// `PATCH /api/v1/guests/{id}`, while it is stopped. What is left out stays.

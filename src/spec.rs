@@ -1,6 +1,6 @@
 //! What one guest is: `GuestSpec`, checked before an engine sees it. Files are slots here; `hostd` opens them and passes descriptors.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, num::NonZeroU64, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -143,6 +143,52 @@ pub struct DiskSpec {
     pub id: Id,
     pub bus: DiskBus,
     pub read_only: bool,
+    /// Of a disk on virtio.
+    #[serde(default, skip_serializing_if = "RateLimit::is_none")]
+    pub limit: RateLimit,
+}
+
+/// How much a guest may ask of a device in a second; `None` for as much as it can.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_s: Option<NonZeroU64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operations_per_s: Option<NonZeroU64>,
+}
+
+impl RateLimit {
+    /// Below it, one request of a driver would take longer than the driver waits.
+    pub const BYTES_PER_S_MIN: u64 = 1 << 20;
+    pub const OPERATIONS_PER_S_MIN: u64 = 10;
+
+    pub fn is_none(&self) -> bool {
+        *self == RateLimit::default()
+    }
+
+    /// "at most 50 MiB and 500 operations a second"; nothing without a limit.
+    pub fn words(&self) -> Option<String> {
+        let bytes = self.bytes_per_s.map(|rate| show_size(rate.get()));
+        let operations = self.operations_per_s.map(|rate| format!("{rate} operations"));
+        let both: Vec<String> = bytes.into_iter().chain(operations).collect();
+        (!both.is_empty()).then(|| format!("at most {} a second", both.join(" and ")))
+    }
+
+    /// Errors: less than a guest can work with.
+    pub fn check(&self) -> Result<(), BadSpec> {
+        let too_low = |rate: Option<NonZeroU64>, least: u64| rate.is_some_and(|rate| rate.get() < least);
+        if too_low(self.bytes_per_s, RateLimit::BYTES_PER_S_MIN) {
+            let message = format!("A disk is limited to {} a second or more.", show_size(RateLimit::BYTES_PER_S_MIN));
+            return Err(BadSpec { field: "bytes_per_s", message });
+        }
+        if too_low(self.operations_per_s, RateLimit::OPERATIONS_PER_S_MIN) {
+            let message =
+                format!("A disk is limited to {} operations a second or more.", RateLimit::OPERATIONS_PER_S_MIN);
+            return Err(BadSpec { field: "operations_per_s", message });
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -358,6 +404,12 @@ impl GuestSpec {
                 return bad("disk", format!("At most {max} disks are on {name}; put the others on virtio or NVMe."));
             }
         }
+        for disk in &self.disks {
+            disk.limit.check()?;
+            if disk.bus != DiskBus::Virtio && !disk.limit.is_none() {
+                return bad("disk", "Only a disk on virtio can be limited.".into());
+            }
+        }
         match &self.boot {
             Boot::Kernel { cmdline, .. } | Boot::Test { cmdline } => check_cmdline(cmdline)?,
             Boot::Bios | Boot::Uefi { .. } => {}
@@ -476,7 +528,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_ahci_controller_has_room_for_five_disks_beside_the_cd() {
-        let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false };
+        let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false, limit: RateLimit::default() };
         let mut spec = sample();
         spec.disks = std::iter::repeat_with(|| disk(DiskBus::Ahci)).take(AHCI_DISKS_MAX).collect();
         spec.disks.push(disk(DiskBus::Virtio));
@@ -492,7 +544,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_guest_boots_only_from_what_it_has() {
-        let disk = DiskSpec { id: Id::random(), bus: DiskBus::Virtio, read_only: false };
+        let disk = DiskSpec { id: Id::random(), bus: DiskBus::Virtio, read_only: false, limit: RateLimit::default() };
         let from = BootFrom::Disk(disk.id.clone());
         let spec = GuestSpec { boot: Boot::Bios, disks: vec![disk], ..sample() };
         let with = |boot_order: &[BootFrom], first_boot| {
@@ -505,6 +557,23 @@ pub(crate) mod tests {
         assert!(with(&[], Some(FirstBoot::From(stranger))).unwrap_err().contains("no disk"));
         let kernel = GuestSpec { first_boot: Some(FirstBoot::Setup), ..sample() };
         assert_eq!(kernel.check().unwrap_err().field, "boot_order");
+    }
+
+    #[test]
+    fn a_disk_on_virtio_may_be_limited_but_not_to_nothing() {
+        let limited = |bus, bytes_per_s, operations_per_s| {
+            let limit = RateLimit {
+                bytes_per_s: NonZeroU64::new(bytes_per_s),
+                operations_per_s: NonZeroU64::new(operations_per_s),
+            };
+            let disks = vec![DiskSpec { id: Id::random(), bus, read_only: false, limit }];
+            GuestSpec { disks, ..sample() }.check().map_err(|bad| bad.field)
+        };
+        assert_eq!(limited(DiskBus::Virtio, 1 << 20, 10), Ok(()));
+        assert_eq!(limited(DiskBus::Virtio, (1 << 20) - 1, 0), Err("bytes_per_s"));
+        assert_eq!(limited(DiskBus::Virtio, 0, 9), Err("operations_per_s"));
+        assert_eq!(limited(DiskBus::Nvme, 0, 0), Ok(()));
+        assert_eq!(limited(DiskBus::Nvme, 0, 100), Err("disk"));
     }
 
     #[test]

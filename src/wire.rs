@@ -22,7 +22,10 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{spec::GuestSpec, types::Id};
+use crate::{
+    spec::{GuestSpec, RateLimit},
+    types::Id,
+};
 
 /// The control protocol of this release. A server speaks this one and the one before.
 pub const PROTOCOL: u32 = 1;
@@ -352,6 +355,11 @@ pub enum EngineAction {
     /// The reply's payload is a PNG, at most `max_width` wide.
     Screenshot {
         max_width: Option<u32>,
+    },
+    /// From now on the guest may ask a disk on virtio for so much.
+    LimitDisk {
+        disk: Id,
+        limit: RateLimit,
     },
     /// The guest shall give so much of its memory back.
     Balloon {

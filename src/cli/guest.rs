@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    num::NonZeroU64,
     path::Path,
     thread::sleep,
     time::{Duration, Instant},
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::{
     api::{Boot, ChangeCd, ChangeGuest, CreateGuest, Firmware, Guest, NewDisk, SetMemory, StartGuest, State},
-    spec::{CpuModel, DiskBus, NetworkModel, Watchdog},
+    spec::{CpuModel, DiskBus, NetworkModel, RateLimit, Watchdog},
     types::{parse_size, show_size},
     wire::BEING_SUSPENDED,
 };
@@ -62,6 +63,13 @@ pub fn run(client: &Client, place: &PlaceArgs, command: GuestCommand) -> Outcome
         GuestCommand::Memory { name, size } => {
             client.send("POST", &path(&name, "/memory"), &SetMemory { memory_bytes: size })?;
             say(format!("{name}: asked to keep {}", show_size(size)))
+        }
+        GuestCommand::LimitDisk { name, disk, bytes, operations } => {
+            let zero = || Failure::Usage("a limit is not 0; leave it out for none".into());
+            let rate = |rate: Option<u64>| rate.map(|rate| NonZeroU64::new(rate).ok_or_else(zero)).transpose();
+            let limit = RateLimit { bytes_per_s: rate(bytes)?, operations_per_s: rate(operations)? };
+            client.send("POST", &path(&name, &format!("/disks/{disk}/limit")), &limit)?;
+            say(format!("{name}: {disk} {}", limit.words().unwrap_or_else(|| "without a limit".into())))
         }
         GuestCommand::ResetFirmware { name } => {
             client.send("POST", &path(&name, "/reset-firmware"), &serde_json::json!({}))?;
@@ -143,7 +151,8 @@ fn describe(guest: &Guest) -> String {
     for disk in &guest.disks {
         let bus = disk.bus.as_str();
         let ready = if disk.ready { "" } else { ", being copied" };
-        lines.push(("disk", format!("{}  {} on {bus}{ready}", disk.id, show_size(disk.size_bytes))));
+        let limit = disk.limit.words().map(|words| format!(", {words}")).unwrap_or_default();
+        lines.push(("disk", format!("{}  {} on {bus}{ready}{limit}", disk.id, show_size(disk.size_bytes))));
     }
     lines.push(("cdrom", guest.cdrom.as_ref().map_or_else(|| "empty".into(), |image| image.name.clone())));
     let (network, card) = (&guest.network, guest.network.model.as_str());
@@ -192,8 +201,8 @@ fn new_disk(client: &Client, place: &PlaceArgs, text: &str, bus: BusArg) -> Outc
         BusArg::Usb => DiskBus::Usb,
     });
     match parse_size(text) {
-        Ok(bytes) => Ok(NewDisk { size_bytes: Some(bytes), image: None, bus }),
-        Err(_) => Ok(NewDisk { size_bytes: None, image: Some(image::resolve(client, place, text)?), bus }),
+        Ok(bytes) => Ok(NewDisk { size_bytes: Some(bytes), bus, ..NewDisk::default() }),
+        Err(_) => Ok(NewDisk { image: Some(image::resolve(client, place, text)?), bus, ..NewDisk::default() }),
     }
 }
 

@@ -78,6 +78,18 @@ pub enum GuestCommand {
         #[arg(value_parser = parse_size)]
         size: u64,
     },
+    /// Say how much a guest may ask of a disk on virtio, also while it runs; without a number, as much as it can.
+    LimitDisk {
+        name: String,
+        /// disk1, or its id.
+        disk: String,
+        /// A second, such as 50M.
+        #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+        bytes: Option<u64>,
+        /// Reads, writes and the rest a second.
+        #[arg(long, value_name = "N")]
+        operations: Option<u64>,
+    },
     /// Change the CD, also while the guest runs. The rest of the hardware is changed by "set".
     Cd {
         name: String,

@@ -63,7 +63,10 @@ use super::{
     watchdog::{Watchdog, WatchdogHold},
     xhci::{self, UsbDevices, UsbDisk, UsbInput, XhciIo},
 };
-use crate::spec::{self, DiskBus, GuestSpec, NetworkModel, NetworkSpec};
+use crate::{
+    spec::{self, DiskBus, GuestSpec, NetworkModel, NetworkSpec},
+    types::Id,
+};
 
 /// The context id of each guest: it is alone on its socket device, and 0 to 2 are taken.
 const GUEST_CID: u32 = 3;
@@ -140,6 +143,8 @@ pub struct Devices {
     faults: HostFaults,
     ahci: AhciIo,
     nvme: Vec<NvmeIo>,
+    /// Of the disks on virtio, by their ids.
+    limits: Vec<(Id, RateLimits)>,
     /// When the guest has that card.
     e1000: Option<E1000Io>,
     watchdog: Option<WatchdogHold>,
@@ -196,7 +201,14 @@ impl Devices {
         if let Some(medium) = files.cd {
             tray.insert(RawFile::new(medium, true)?);
         }
-        let mut functions = Functions { root: &mut root, router: &router, ram, nvme: Vec::new(), workers: Vec::new() };
+        let mut functions = Functions {
+            root: &mut root,
+            router: &router,
+            ram,
+            nvme: Vec::new(),
+            limits: Vec::new(),
+            workers: Vec::new(),
+        };
         let (ahci, usb_disks) = functions.add_storage(spec, files.disks, &tray, &faults, listeners)?;
         let (network_link, e1000) = match &spec.network {
             Some(network) if !files.network.is_empty() => functions.add_network(network, files.network, listeners)?,
@@ -221,7 +233,7 @@ impl Devices {
             _ => Some(functions.add_watchdog(Arc::clone(&listeners.watchdog))?),
         };
         let (usb, usb_input) = functions.add_usb(spec.usb, usb_disks, listeners)?;
-        let Functions { nvme, workers, .. } = functions;
+        let Functions { nvme, limits, workers, .. } = functions;
 
         let hub = ConsoleHub::new(SCROLLBACK_BYTES);
         let sink = Arc::clone(&hub);
@@ -265,6 +277,7 @@ impl Devices {
             faults,
             ahci,
             nvme,
+            limits,
             e1000,
             watchdog,
             usb,
@@ -366,6 +379,12 @@ impl Devices {
         }
     }
 
+    /// Changes how much the guest may ask of a disk, at once. False when it has no such disk on virtio.
+    pub fn limit_disk(&self, disk: &Id, limit: RateLimit) -> bool {
+        let found = self.limits.iter().find(|(id, _)| id == disk);
+        found.map(|(_, limits)| limits.set(limit)).is_some()
+    }
+
     /// The end: nothing waits any more.
     pub fn close(&self) {
         self.faults.abandon();
@@ -419,6 +438,7 @@ struct Functions<'a> {
     router: &'a PirqRouter,
     ram: &'a GuestRam,
     nvme: Vec<NvmeIo>,
+    limits: Vec<(Id, RateLimits)>,
     workers: Vec<Worker>,
 }
 
@@ -516,7 +536,8 @@ impl Functions<'_> {
                 DiskBus::Usb => usb_disks.push(UsbDisk { serial, backend }),
                 DiskBus::Virtio => {
                     let faults = Arc::clone(&listeners.host_fault);
-                    let limits = RateLimits::new(RateLimit::default())?;
+                    let limits = RateLimits::new(disk.limit)?;
+                    self.limits.push((disk.id.clone(), limits.clone()));
                     let options = BlockOptions {
                         serial: &serial,
                         queues: u16::try_from(spec.cpus).unwrap_or(u16::MAX),

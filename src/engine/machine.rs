@@ -33,7 +33,7 @@ use super::{
     vcpu::{EventSink, Vcpu, VcpuConfig},
     vm::Vm,
 };
-use crate::spec::{Boot, FirstBoot, GuestSpec};
+use crate::spec::{Boot, FirstBoot, GuestSpec, RateLimit};
 
 /// The built-in test guest, assembled from `testguest.S`.
 const TEST_GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/testguest.bin"));
@@ -305,8 +305,12 @@ impl Machine {
 /// Opens the saved state of the very same machine.
 fn saved_state_of(spec: &GuestSpec, file: File) -> io::Result<Reader> {
     let reader = Reader::open(file)?;
-    // What a single start does otherwise is over.
-    let lasting = |spec: &GuestSpec| GuestSpec { first_boot: None, ..spec.clone() };
+    // What a single start does otherwise is over, and limits may change at any time.
+    let lasting = |spec: &GuestSpec| {
+        let mut spec = GuestSpec { first_boot: None, ..spec.clone() };
+        spec.disks.iter_mut().for_each(|disk| disk.limit = RateLimit::default());
+        spec
+    };
     if lasting(reader.spec()) != lasting(spec) {
         return Err(io::Error::other("the guest was changed after it was suspended; discard its saved state"));
     }

@@ -15,15 +15,9 @@ use std::{
 };
 
 use super::{event::Event, timer::Clock};
+pub use crate::spec::RateLimit;
 
 const SECOND_NS: u64 = 1_000_000_000;
-
-/// `None` for no limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct RateLimit {
-    pub bytes_per_s: Option<NonZeroU64>,
-    pub operations_per_s: Option<NonZeroU64>,
-}
 
 /// A limit that can be changed while the device works. Cloning gives another handle on the same.
 #[derive(Clone)]

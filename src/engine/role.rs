@@ -389,6 +389,13 @@ impl Keeper {
                 answer.done();
                 self.announcer.say(|hello| hello.balloon_bytes = bytes, &EngineMessage::Balloon { bytes });
             }
+            EngineAction::LimitDisk { disk, limit } => {
+                if self.machine.devices.limit_disk(&disk, limit) {
+                    answer.done();
+                } else {
+                    answer.refused("The guest has no such disk on virtio.");
+                }
+            }
             EngineAction::Statistics => {
                 // Asked for the next time; what came last is told now.
                 let balloon = self.machine.devices.balloon.status();

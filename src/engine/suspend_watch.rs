@@ -77,6 +77,7 @@ impl SuspendWatch<'_> {
             | EngineAction::PressPowerButton
             | EngineAction::Suspend
             | EngineAction::Balloon { .. }
+            | EngineAction::LimitDisk { .. }
             | EngineAction::ChangeCd => {
                 answer.refused("The guest is being suspended. Wait, or resume it to give that up.");
             }

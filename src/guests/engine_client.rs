@@ -162,6 +162,7 @@ fn now_observed(action: &EngineAction) -> Option<Observed> {
         | EngineAction::PowerOff
         | EngineAction::Suspend
         | EngineAction::Balloon { .. }
+        | EngineAction::LimitDisk { .. }
         | EngineAction::ChangeCd
         | EngineAction::Screenshot { .. }
         | EngineAction::Statistics => None,

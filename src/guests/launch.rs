@@ -80,7 +80,7 @@ pub(super) fn spec_of(row: &GuestRow, disks: &[DiskRow]) -> GuestSpec {
         },
         disks: disks
             .iter()
-            .map(|disk| DiskSpec { id: disk.id.clone(), bus: disk.bus, read_only: disk.read_only })
+            .map(|disk| DiskSpec { id: disk.id.clone(), bus: disk.bus, read_only: disk.read_only, limit: disk.limit })
             .collect(),
         cd: row.cd_image_id.is_some(),
         network: match row.network {

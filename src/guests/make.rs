@@ -525,6 +525,7 @@ fn plan(tx: &Tx, (guest, created_ms): (&Id, i64), first: u32, wanted: &[NewDisk]
             image_id: image.as_ref().map(|image| image.id.clone()),
             read_only: false,
             ready: image.is_none(),
+            limit: disk.limit,
             created_ms,
         };
         plans.push(Plan { row, image });

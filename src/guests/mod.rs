@@ -32,7 +32,7 @@ use self::{
 use crate::{
     error::{Error, ErrorKind, Result},
     host_client::{EngineGone, HostClient},
-    spec::BootFrom,
+    spec::{BootFrom, DiskBus, RateLimit},
     store::{
         Store, Tx, blocking,
         guests::{self as rows, DiskRow, GuestRow},
@@ -364,6 +364,29 @@ impl Guests {
         status.client.ok_or_else(no_engine)?.call(EngineAction::Balloon { bytes }, None).await?;
         supervisor.wait_for(SETTLE, |status| status.balloon_bytes == bytes).await;
         Ok(())
+    }
+
+    /// Changes how much the guest may ask of one of its disks (an id, or its place: `disk1`), also while it runs.
+    ///
+    /// Errors: `NotFound`; `Invalid` at `bytes_per_s`, `operations_per_s` or `disk`; what the engine says; nothing is changed then.
+    pub async fn limit_disk(&self, guest: &Guest, disk: &str, limit: RateLimit) -> Result<()> {
+        let missing = || Error::not_found("The guest has no such disk.");
+        let Ok(BootFrom::Disk(disk)) = launch::boot_from(disk, &guest.disks) else { return Err(missing()) };
+        let row = guest.disks.iter().find(|row| row.id == disk).ok_or_else(missing)?;
+        limit.check().map_err(|bad| Error::invalid(bad.field, bad.message))?;
+        if row.bus != DiskBus::Virtio && !limit.is_none() {
+            return Err(Error::invalid("disk", "Only a disk on virtio can be limited."));
+        }
+        let supervisor = self.supervisor_of(&guest.row.id)?;
+        let _busy = supervisor.busy.lock().await;
+        let status = supervisor.status();
+        if status.state.is_live() && row.bus == DiskBus::Virtio {
+            let client = status.client.ok_or_else(no_engine)?;
+            client.call(EngineAction::LimitDisk { disk: disk.clone(), limit }, None).await?;
+        }
+        let written = self.0.around.store.writing(move |tx| rows::set_disk_limit(tx, &disk, limit)).await?;
+        self.0.around.changes.tell(crate::changes::Change::Guest(guest.row.id.clone()));
+        if written { Ok(()) } else { Err(missing()) }
     }
 
     /// The guest's screen as PNG, at most `max_width` wide and at most a second old.

@@ -1,13 +1,13 @@
 //! Guests and their disks as rows.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, num::NonZeroU64, str::FromStr};
 
 use rusqlite::{Row, named_params, params};
 
 use super::{Tx, get, maybe_parsed, parsed, signed, unsigned};
 use crate::{
     error::{Error, Result},
-    spec::{BootFrom, CpuModel, DiskBus, NetworkModel, Watchdog},
+    spec::{BootFrom, CpuModel, DiskBus, NetworkModel, RateLimit, Watchdog},
     types::{BadValue, Id, MacAddr, Name},
 };
 
@@ -83,6 +83,7 @@ pub struct DiskRow {
     pub read_only: bool,
     /// Its file is complete.
     pub ready: bool,
+    pub limit: RateLimit,
     pub created_ms: i64,
 }
 
@@ -215,6 +216,14 @@ fn boot_order_column(order: &[BootFrom]) -> String {
     order.iter().map(BootFrom::to_string).collect::<Vec<_>>().join(" ")
 }
 
+fn rate_column(rate: Option<NonZeroU64>) -> Option<i64> {
+    rate.map(|rate| signed(rate.get()))
+}
+
+fn maybe_rate(row: &Row, column: &str) -> rusqlite::Result<Option<NonZeroU64>> {
+    Ok(get::<Option<i64>>(row, column)?.and_then(|rate| NonZeroU64::new(rate.unsigned_abs())))
+}
+
 fn disk(row: &Row) -> rusqlite::Result<DiskRow> {
     Ok(DiskRow {
         id: parsed(row, "id")?,
@@ -225,6 +234,10 @@ fn disk(row: &Row) -> rusqlite::Result<DiskRow> {
         image_id: maybe_parsed(row, "image_id")?,
         read_only: get(row, "read_only")?,
         ready: get(row, "ready")?,
+        limit: RateLimit {
+            bytes_per_s: maybe_rate(row, "bytes_per_s")?,
+            operations_per_s: maybe_rate(row, "operations_per_s")?,
+        },
         created_ms: get(row, "created_ms")?,
     })
 }
@@ -330,13 +343,16 @@ pub fn all_disks(tx: &Tx) -> Result<Vec<DiskRow>> {
 
 pub fn insert_disk(tx: &Tx, row: &DiskRow) -> Result<()> {
     tx.run(
-        "INSERT INTO disks (id, guest_id, position, bus, size_bytes, image_id, read_only, ready, created_ms)
-         VALUES (:id, :guest_id, :position, :bus, :size_bytes, :image_id, :read_only, :ready, :created_ms)",
+        "INSERT INTO disks (id, guest_id, position, bus, size_bytes, image_id, read_only, ready, bytes_per_s, operations_per_s,
+                            created_ms)
+         VALUES (:id, :guest_id, :position, :bus, :size_bytes, :image_id, :read_only, :ready, :bytes_per_s, :operations_per_s,
+                 :created_ms)",
         named_params! {
             ":id": row.id.as_str(), ":guest_id": row.guest_id.as_str(), ":position": row.position,
             ":bus": row.bus.as_str(), ":size_bytes": signed(row.size_bytes),
             ":image_id": row.image_id.as_ref().map(Id::as_str), ":read_only": row.read_only, ":ready": row.ready,
-            ":created_ms": row.created_ms,
+            ":bytes_per_s": rate_column(row.limit.bytes_per_s),
+            ":operations_per_s": rate_column(row.limit.operations_per_s), ":created_ms": row.created_ms,
         },
     )?;
     Ok(())
@@ -345,6 +361,14 @@ pub fn insert_disk(tx: &Tx, row: &DiskRow) -> Result<()> {
 /// The file of a disk is complete. False when the disk is gone meanwhile.
 pub fn set_disk_ready(tx: &Tx, id: &Id) -> Result<bool> {
     Ok(tx.run("UPDATE disks SET ready = 1, image_id = NULL WHERE id = ?1", [id.as_str()])? > 0)
+}
+
+/// False when the disk is gone meanwhile.
+pub fn set_disk_limit(tx: &Tx, id: &Id, limit: RateLimit) -> Result<bool> {
+    Ok(tx.run(
+        "UPDATE disks SET bytes_per_s = ?2, operations_per_s = ?3 WHERE id = ?1",
+        params![id.as_str(), rate_column(limit.bytes_per_s), rate_column(limit.operations_per_s)],
+    )? > 0)
 }
 
 pub fn delete_disk(tx: &Tx, id: &Id) -> Result<()> {
@@ -432,6 +456,7 @@ pub(crate) mod tests {
             image_id: None,
             read_only: false,
             ready,
+            limit: RateLimit::default(),
             created_ms: guest.created_ms,
         }
     }

@@ -33,6 +33,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0007_suspended.sql"),
     include_str!("migrations/0008_processor.sql"),
     include_str!("migrations/0009_usb_disks.sql"),
+    include_str!("migrations/0010_disk_limits.sql"),
 ];
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -18,6 +18,7 @@ use crate::{
         Guest,
         lifecycle::{self, Event},
     },
+    spec::RateLimit,
     store::guests::BootKind,
 };
 
@@ -32,6 +33,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
         .route("/api/v1/guests/{id}", web::delete().to(delete))
         .route("/api/v1/guests/{id}/cd", web::post().to(change_cd))
         .route("/api/v1/guests/{id}/memory", web::post().to(set_memory))
+        .route("/api/v1/guests/{id}/disks/{disk}/limit", web::post().to(limit_disk))
         .route("/api/v1/guests/{id}/reset-firmware", web::post().to(reset_firmware))
         .route("/api/v1/guests/{id}/log", web::get().to(log))
         .route("/api/v1/guests/{id}/statistics", web::get().to(statistics))
@@ -74,6 +76,7 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
                 size_bytes: disk.size_bytes,
                 bus: disk.bus,
                 ready: disk.ready,
+                limit: disk.limit,
             })
             .collect(),
         cdrom: cd.as_ref().map(|image| api::ImageName { id: image.id.clone(), name: image.name.clone() }),
@@ -192,6 +195,20 @@ async fn set_memory(who: Operator, state: Data<State>, id: Path<String>, body: B
     let wanted: api::SetMemory = json(&body)?;
     state.guests.set_memory(&guest.row.id, wanted.memory_bytes).await?;
     state.audit_guest(&who, "change_memory_of", &guest.row).await?;
+    Ok(HttpResponse::Ok().json(guest_json(&state.guests.get(guest.row.id.as_str()).await?)))
+}
+
+async fn limit_disk(
+    who: Operator,
+    state: Data<State>,
+    path: Path<(String, String)>,
+    body: Bytes,
+) -> Result<HttpResponse> {
+    let (id, disk) = path.into_inner();
+    let guest = state.guests.get(&id).await?;
+    let limit: RateLimit = json(&body)?;
+    state.guests.limit_disk(&guest, &disk, limit).await?;
+    state.audit_guest(&who, "limit_disk_of", &guest.row).await?;
     Ok(HttpResponse::Ok().json(guest_json(&state.guests.get(guest.row.id.as_str()).await?)))
 }
 

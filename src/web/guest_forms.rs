@@ -1,5 +1,7 @@
 //! The forms that make and change guests: from fields as typed to what the service takes, with every mistake at its field.
 
+use std::num::NonZeroU64;
+
 use super::{
     State,
     form::Form,
@@ -10,12 +12,12 @@ use crate::{
     api::{Boot, ChangeGuest, CreateGuest, Firmware, NewDisk},
     error::{Error, Result},
     guests::{Guest, host_memory},
-    spec::{BootFrom, CpuModel, DISKS_MAX, NetworkModel, Watchdog},
+    spec::{BootFrom, CpuModel, DISKS_MAX, NetworkModel, RateLimit, Watchdog},
     store::{
         guests::{BootKind, NetworkMode},
         images::{self, ImageKind, ImageRow},
     },
-    types::{BadValue, parse_size, show_size},
+    types::{BadValue, parse_size, shorten, show_size},
     wire::{HostAnswer, HostRequest, NetworkStatus},
 };
 
@@ -109,7 +111,28 @@ pub fn fields_of_guest(guest: &Guest) -> GuestFields {
 }
 
 /// A size as one would type it: the largest unit that leaves a whole number.
-fn typed_size(bytes: u64) -> String {
+/// How much a disk may be asked for in a second; what is left empty is not limited.
+pub fn limit_of(form: &Form) -> Result<RateLimit> {
+    let rate = |field: &'static str, parse: fn(&str) -> Result<u64, BadValue>| {
+        let text = form.get(field).trim();
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let rate = parse(text).map_err(|bad| Error::invalid(field, bad.to_string()))?;
+        let zero = || Error::invalid(field, "A limit is not 0. Leave it empty for none.");
+        NonZeroU64::new(rate).map(Some).ok_or_else(zero)
+    };
+    let operations = |text: &str| {
+        text.parse().map_err(|_| BadValue(format!("\"{}\" is not a number of operations.", shorten(text))))
+    };
+    Ok(RateLimit {
+        bytes_per_s: rate("bytes_per_s", parse_size)?,
+        operations_per_s: rate("operations_per_s", operations)?,
+    })
+}
+
+/// A size as a person would type it.
+pub fn typed_size(bytes: u64) -> String {
     for (unit, shift) in [("T", 40), ("G", 30), ("M", 20), ("K", 10)] {
         if bytes >= 1 << shift && bytes.is_multiple_of(1 << shift) {
             return format!("{}{unit}", bytes >> shift);
@@ -315,7 +338,7 @@ fn new_disk(fields: &GuestFields, names: (&str, &str), errors: &mut FieldErrors)
         bus => bus.parse().map_err(|bad: BadValue| errors.add("disk_bus", bad.to_string())).ok(),
     };
     let image = Some(fields.disk_image.clone()).filter(|image| !image.is_empty());
-    vec![NewDisk { size_bytes, image, bus }]
+    vec![NewDisk { size_bytes, image, bus, limit: RateLimit::default() }]
 }
 
 /// Gives a further Test guest from the page a name of its own.
@@ -488,7 +511,10 @@ mod tests {
             (fields.disk_size, fields.disk_bus) = ("3G".into(), "ahci".into());
         }))
         .unwrap();
-        assert_eq!(wanted.disks, [NewDisk { size_bytes: Some(3 << 30), image: None, bus: Some(DiskBus::Ahci) }]);
+        assert_eq!(
+            wanted.disks,
+            [NewDisk { size_bytes: Some(3 << 30), bus: Some(DiskBus::Ahci), ..NewDisk::default() }]
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::{
     State,
     guard::Caller,
+    guest_forms as forms,
     view::{self, GuestTab},
 };
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
         Guest,
         lifecycle::{Event, State as GuestState},
     },
-    spec::{BootFrom, CpuModel, NetworkModel, Watchdog},
+    spec::{BootFrom, CpuModel, DiskBus, NetworkModel, Watchdog},
     store::{
         guests::{BootKind, GuestRow},
         users::Role,
@@ -134,7 +135,11 @@ pub fn disk_lines(state: &State, guest: &Guest) -> Vec<view::DiskLine> {
         size: view::Bytes(disk.size_bytes),
         used: state.guests.disk_used_bytes(&disk.id).map(view::Bytes),
         bus: disk.bus.as_str().to_owned(),
-        note: if disk.ready { String::new() } else { "being copied".to_owned() },
+        note: if disk.ready { disk.limit.words().unwrap_or_default() } else { "being copied".to_owned() },
+        limit: (disk.bus == DiskBus::Virtio).then(|| {
+            let bytes = disk.limit.bytes_per_s.map(|rate| forms::typed_size(rate.get()));
+            [bytes, disk.limit.operations_per_s.map(|rate| rate.to_string())].map(Option::unwrap_or_default)
+        }),
     };
     guest.disks.iter().enumerate().map(line).collect()
 }

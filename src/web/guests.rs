@@ -48,6 +48,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
         .route("/guests/{id}/delete", web::post().to(delete))
         .route("/guests/{id}/cd", web::post().to(change_cd))
         .route("/guests/{id}/memory", web::post().to(set_memory))
+        .route("/guests/{id}/disks/{disk}/limit", web::post().to(limit_disk))
         .route("/guests/{id}/disks/{disk}/delete", web::post().to(delete_disk))
         .route("/guests/{id}/reset-firmware", web::post().to(reset_firmware))
         .route("/guests/{id}/{action}", web::post().to(act));
@@ -347,6 +348,37 @@ async fn set_memory(who: Operator, state: Data<State>, id: Path<String>, form: F
             let memory_now = form.get("memory_now").to_owned();
             let fields = view::GuestFields { memory_now, ..forms::fields_of_guest(&guest) };
             html(status, &hardware_page(&state, &who, &guest, fields, errors).await?)
+        }
+    }
+}
+
+async fn limit_disk(
+    who: Operator,
+    state: Data<State>,
+    path: Path<(String, String)>,
+    form: Form,
+) -> Result<HttpResponse> {
+    let (id, disk) = path.into_inner();
+    let guest = state.guests.get(&id).await?;
+    let done = match forms::limit_of(&form) {
+        Ok(limit) => state.guests.limit_disk(&guest, &disk, limit).await,
+        Err(error) => Err(error),
+    };
+    match done {
+        Ok(()) => {
+            state.audit_guest(&who, "limit_disk_of", &guest.row).await?;
+            state.flash(&who, Level::Ok, "The limit of the disk is set.");
+            Ok(see_other(&format!("/guests/{}/hardware", guest.row.id)))
+        }
+        Err(error) => {
+            let status = form_status(&error).ok_or_else(|| Error::new(error.kind(), error.to_string()))?;
+            let mut errors = FieldErrors::default();
+            errors.add(&format!("limit_{disk}"), error.to_string());
+            let mut page = hardware_page(&state, &who, &guest, forms::fields_of_guest(&guest), errors).await?;
+            for line in page.disks.iter_mut().filter(|line| line.id == disk) {
+                line.limit = Some(["bytes_per_s", "operations_per_s"].map(|field| form.get(field).to_owned()));
+            }
+            html(status, &page)
         }
     }
 }

@@ -214,7 +214,7 @@ fn obey(shared: &Shared, writer: &mut UnixStream, request: EngineRequest, descri
         EngineAction::Suspend => {}
         EngineAction::Balloon { bytes } => shared.say(&EngineMessage::Balloon { bytes: *bytes }),
         EngineAction::Reset => shared.say(&EngineMessage::Reset),
-        EngineAction::PressPowerButton | EngineAction::PowerOff => {}
+        EngineAction::PressPowerButton | EngineAction::PowerOff | EngineAction::LimitDisk { .. } => {}
     }
     let reply = EngineMessage::Reply { id: request.id, error, payload_bytes: payload.len() as u64 };
     let mut bytes = serde_json::to_vec(&reply).unwrap();

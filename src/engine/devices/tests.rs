@@ -74,7 +74,7 @@ fn rig(memory_bytes: u64) -> Rig {
 }
 
 fn rig_with(memory_bytes: u64, buses: &[DiskBus], model: NetworkModel) -> Rig {
-    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false };
+    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false, limit: RateLimit::default() };
     let network = NetworkSpec { mac: MacAddr([0x52, 0x54, 0, 1, 2, 3]), backend: NetworkBackend::Passt, model };
     let spec = GuestSpec {
         cpus: 2,
@@ -398,7 +398,7 @@ fn the_machine_pc_1_is_what_it_was() {
 
 #[test]
 fn firmware_is_told_the_order_that_the_specification_says() {
-    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false };
+    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false, limit: RateLimit::default() };
     let disks = vec![disk(DiskBus::Virtio), disk(DiskBus::Ahci), disk(DiskBus::Virtio)];
     let network = NetworkSpec {
         mac: MacAddr([0x52, 0x54, 0, 1, 2, 3]),
@@ -452,7 +452,7 @@ fn disks_on_virtio_and_nvme_share_the_slots_in_their_order() {
     rig.devices.hold();
     rig.devices.reset();
     rig.devices.release();
-    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false };
+    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false, limit: RateLimit::default() };
     let disks = [DiskBus::Nvme, DiskBus::Ahci, DiskBus::Virtio, DiskBus::Nvme].map(disk).to_vec();
     let order = boot_order(&GuestSpec { disks, ..sample_spec() });
     let expected = [
@@ -474,7 +474,7 @@ fn a_usb_disk_brings_its_controller_and_takes_no_slot() {
         let ids = [8, 9, slot::XHCI].map(|slot| root.read(DevFn::new(slot, 0), 0, Width::B4));
         assert_eq!(ids, [0x1042_1af4, 0xffff_ffff, 0x000d_1b36]);
     }
-    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false };
+    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false, limit: RateLimit::default() };
     let disks = [DiskBus::Usb, DiskBus::Virtio, DiskBus::Usb].map(disk).to_vec();
     let expected = [
         BootDevice::UsbDisk { number: 1 },

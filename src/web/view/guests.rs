@@ -305,6 +305,8 @@ pub struct DiskLine {
     /// "virtio", "nvme", "ahci" or "usb".
     pub bus: String,
     pub note: String,
+    /// When it can be limited: what is typed for bytes and operations a second.
+    pub limit: Option<[String; 2]>,
 }
 
 /// `/guests/{id}`. Live: `guest-head`, `guest-live`.

@@ -102,6 +102,7 @@ fn disks() -> Vec<DiskLine> {
         used: Some(Bytes(1)),
         bus: "virtio".into(),
         note: HOSTILE.into(),
+        limit: Some([HOSTILE.into(), HOSTILE.into()]),
     }]
 }
 

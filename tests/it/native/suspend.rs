@@ -167,3 +167,27 @@ fn a_guest_whose_saved_state_is_away_waits_for_it() {
     world.well("guest start t");
     goes_on(&mut world, "t", &before);
 }
+
+#[test]
+fn a_disk_is_limited_while_its_guest_runs_and_while_it_is_suspended() {
+    let Some(mut world) = World::new() else { return };
+    world.well("guest create t --test-guest --disk 1M --network none --start");
+    world.wait_for_state("t", "running");
+    let said = world.well("guest limit-disk t disk1 --bytes 50M --operations 500");
+    assert_eq!(said, "t: disk1 at most 50 MiB and 500 operations a second\n");
+    assert_eq!(world.show("t")["disks"][0]["limit"]["operations_per_s"], 500);
+    for (line, words) in [
+        ("guest limit-disk t disk1 --bytes 1K", "1 MiB a second or more"),
+        ("guest limit-disk t disk1 --operations 0", "leave it out"),
+        ("guest limit-disk t disk2 --operations 100", "no such disk"),
+    ] {
+        let refused = world.output(line);
+        assert!(refused.code != 0 && refused.err.contains(words), "{line}: {}", refused.err);
+    }
+    let before = suspend(&mut world, "t");
+    assert_eq!(world.well("guest limit-disk t disk1 --operations 100"), "t: disk1 at most 100 operations a second\n");
+    world.well("guest start t");
+    goes_on(&mut world, "t", &before);
+    assert_eq!(world.well("guest limit-disk t disk1"), "t: disk1 without a limit\n");
+    assert!(world.show("t")["disks"][0].get("limit").is_none());
+}
