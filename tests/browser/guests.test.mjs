@@ -103,6 +103,30 @@ pageTest("its hardware is changed while it is stopped, and the page of its histo
   assert.match(await page.locator("ol.events").innerText(), /Changed[\s\S]*Created/);
 });
 
+pageTest("a disk gets a limit and loses it, and a wrong one is said at its disk", async () => {
+  await house.command(["guest", "create", "slow", "--test-guest", "--disk", "1M", "--network", "none"]);
+  await page.goto("/guests/slow/hardware");
+  const disk = page.locator("ul.disks li").first();
+  const set = async (bytes, operations) => {
+    if (!(await disk.locator("details").evaluate((details) => details.open))) await disk.locator("summary").click();
+    await disk.locator("[name=bytes_per_s]").fill(bytes);
+    await disk.locator("[name=operations_per_s]").fill(operations);
+    await disk.locator("details button").click();
+  };
+  expectComplaints(REFUSED_FORM);
+  await set("1K", "100");
+  assert.match(await disk.locator(".error").innerText(), /1 MiB a second or more/);
+  assert.equal(await disk.locator("[name=bytes_per_s]").inputValue(), "1K", "what was typed is kept");
+  await disk.locator("[name=bytes_per_s]").fill("50M");
+  await disk.locator("details button").click();
+  await page.waitForSelector(".flash");
+  assert.match(await disk.innerText(), /at most 50 MiB and 100 operations a second/);
+  await set("", "");
+  await page.waitForSelector(".flash");
+  assert.doesNotMatch(await disk.innerText(), /at most/);
+  await house.command(["guest", "rm", "slow", "--yes"]);
+});
+
 test("start, pause, resume, shut down, reset and power off from the page", async () => {
   await house.command(["guest", "create", "life", "--test-guest", "--memory", "16M", "--network", "none"]);
   await page.goto("/guests/life");
