@@ -2,6 +2,8 @@
 
 use std::{fs, os::unix::fs::FileExt, path::PathBuf};
 
+use nix::sys::signal::Signal;
+
 use super::{
     viewer::{GREETING, Picture, Serial, contains},
     world::{Who, World},
@@ -190,4 +192,64 @@ fn a_disk_is_limited_while_its_guest_runs_and_while_it_is_suspended() {
     goes_on(&mut world, "t", &before);
     assert_eq!(world.well("guest limit-disk t disk1"), "t: disk1 without a limit\n");
     assert!(world.show("t")["disks"][0].get("limit").is_none());
+}
+
+/// Begins to suspend a guest, and returns while its memory is being written.
+fn begin(world: &mut World, name: &str) {
+    world.post(&format!("/api/v1/guests/{name}/suspend"));
+    world.wait("the engine is at it", |world| {
+        world.show(name)["reason"].as_str().is_some_and(|reason| reason.contains("% of its memory"))
+    });
+}
+
+/// The small kernel does what the next letter says: it switches off.
+fn obeys(world: &mut World, name: &str) {
+    Serial::open(world, name, None).type_keys("o");
+    world.wait_for_state(name, "stopped");
+}
+
+#[test]
+fn a_suspension_is_given_up_broken_off_or_outlives_the_server() {
+    let Some(mut world) = World::new() else { return };
+    // So much memory that its writing takes a while.
+    let initrd = world.file("initrd", &vec![0x5a; 600 << 20]);
+    let kernel = world.file("kernel", &super::kernel::elf());
+    let (kernel, initrd) = (kernel.to_str().unwrap(), initrd.to_str().unwrap());
+    world.well(&format!("guest create t --kernel {kernel} --initrd {initrd} --memory 1G --network none --start"));
+    world.wait_for_state("t", "running");
+    let part = suspended(&world, "t").with_extension("part");
+
+    begin(&mut world, "t");
+    assert!(part.exists());
+    world.well("guest resume t");
+    world.wait_for_state("t", "running");
+    world.wait("half a state takes no room", |_| fs::metadata(&part).map_or(true, |file| file.len() == 0));
+    obeys(&mut world, "t");
+    world.well("guest start t");
+    world.wait_for_state("t", "running");
+
+    begin(&mut world, "t");
+    let engine = world.engine("t");
+    engine.signal(Signal::SIGKILL);
+    let shown = world.wait_for_state("t", "failed");
+    assert!(!suspended(&world, "t").exists(), "half a state is none: {shown}");
+    world.well("guest start t");
+    world.wait_for_state("t", "running");
+
+    begin(&mut world, "t");
+    world.well("guest poweroff t");
+    world.wait_for_state("t", "stopped");
+    assert!(!suspended(&world, "t").exists());
+    world.well("guest start t");
+    world.wait_for_state("t", "running");
+
+    begin(&mut world, "t");
+    let engine = world.engine("t");
+    world.end_server();
+    world.wait("the engine finishes by itself", |_| !engine.is_alive());
+    world.start();
+    world.wait_for_state("t", "suspended");
+    world.well("guest start t");
+    world.wait_for_state("t", "running");
+    obeys(&mut world, "t");
 }

@@ -307,9 +307,19 @@ impl World {
 
     /// The answer to a GET on the command line's socket.
     pub fn get(&self, path: &str) -> Value {
+        self.ask("GET", path)
+    }
+
+    /// The answer to a POST without a body.
+    pub fn post(&self, path: &str) -> Value {
+        self.ask("POST", path)
+    }
+
+    fn ask(&self, method: &str, path: &str) -> Value {
         let mut stream = UnixStream::connect(self.run_dir().join("api.sock")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let body = answer.split_once("\r\n\r\n").unwrap().1;
