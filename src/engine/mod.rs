@@ -50,6 +50,8 @@ pub mod table_loader;
 pub mod tap;
 pub mod timer;
 pub mod topology;
+#[cfg(fuzzing)]
+pub(crate) mod turns;
 pub mod uart;
 pub mod uring;
 pub mod usb;

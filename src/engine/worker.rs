@@ -91,8 +91,13 @@ impl Stop {
             *fd = other.clone();
         }
         // The last entry is always the stop signal. A call that was interrupted makes the worker look once more.
+        let timeout = if cfg!(fuzzing) { Some(Duration::ZERO) } else { timeout };
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let _ = poll(&mut fds, timeout.as_ref());
+        let found = poll(&mut fds, timeout.as_ref());
+        if cfg!(fuzzing) && found == Ok(0) {
+            // Where the thread would sleep its turn ends.
+            self.ask();
+        }
         let ready = fds.iter().enumerate().filter(|(_, fd)| !fd.revents().is_empty());
         let ready = Ready(ready.fold(0, |bits, (index, _)| bits | 1 << index));
         (!self.asked()).then_some(ready)
@@ -155,8 +160,7 @@ impl<S: Session> Worker<S> {
         let work: Option<Box<dyn Work<S>>> = Some(Box::new(work));
         let state = State { work, session: None, stoppers: 0, held: false, faulted: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), stop });
-        let thread = Arc::clone(&shared);
-        std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(move || run(&thread))?;
+        start(name, Arc::clone(&shared))?;
         Ok(Worker(shared))
     }
 
@@ -253,28 +257,50 @@ impl<S> State<S> {
     }
 }
 
-fn run<S: Session>(shared: &Shared<S>) {
-    let mut state = shared.lock();
-    loop {
-        let Some((mut work, mut session)) = state.take() else {
-            state = shared.wait(state);
-            continue;
-        };
-        drop(state);
-        let served = work.serve(&mut session, &shared.stop);
-        state = shared.lock();
-        state.work = Some(work);
-        match served {
-            Ok(Served::Stopped) => state.session = Some(session),
-            Ok(Served::HostFault) => {
-                state.faulted = true;
-                state.session = Some(session);
-            }
-            // The driver must reset the device first; nothing is served until then.
-            Err(Malformed) => session.set_broken(),
+#[cfg(not(fuzzing))]
+fn start<S: Session>(name: &str, shared: Arc<Shared<S>>) -> io::Result<()> {
+    let run = move || {
+        let mut state = shared.lock();
+        loop {
+            state = match state.take() {
+                Some((work, session)) => {
+                    drop(state);
+                    serve(&shared, work, session)
+                }
+                None => shared.wait(state),
+            };
         }
-        shared.changed.notify_all();
+    };
+    std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(run).map(drop)
+}
+
+#[cfg(fuzzing)]
+fn start<S: Session>(_: &str, shared: Arc<Shared<S>>) -> io::Result<()> {
+    super::turns::add(move || {
+        let taken = shared.lock().take();
+        if let Some((work, session)) = taken {
+            drop(serve(&shared, work, session));
+            shared.stop.clear();
+        }
+    });
+    Ok(())
+}
+
+fn serve<S: Session>(shared: &Shared<S>, mut work: Box<dyn Work<S>>, mut session: S) -> MutexGuard<'_, State<S>> {
+    let served = work.serve(&mut session, &shared.stop);
+    let mut state = shared.lock();
+    state.work = Some(work);
+    match served {
+        Ok(Served::Stopped) => state.session = Some(session),
+        Ok(Served::HostFault) => {
+            state.faulted = true;
+            state.session = Some(session);
+        }
+        // The driver must reset the device first; nothing is served until then.
+        Err(Malformed) => session.set_broken(),
     }
+    shared.changed.notify_all();
+    state
 }
 
 #[cfg(test)]

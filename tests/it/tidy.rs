@@ -226,3 +226,19 @@ fn files_begin_with_what_they_are_and_end_in_time() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// The engine is compiled into the fuzz targets too, by a package of their own.
+#[test]
+fn the_fuzz_targets_take_the_same_crates() {
+    let lines = |file: &str| -> BTreeSet<String> {
+        let text = fs::read_to_string(Path::new(ROOT).join(file)).unwrap();
+        text.lines().map(|line| line.split(" #").next().unwrap_or_default().to_owned()).collect()
+    };
+    let ours = lines("Cargo.toml");
+    let others: Vec<String> = lines("tests/fuzz/Cargo.toml")
+        .into_iter()
+        .filter(|line| line.contains("\"=") || line.contains("version ="))
+        .filter(|line| !line.starts_with("version =") && !ours.contains(line))
+        .collect();
+    assert!(others.is_empty(), "other than in Cargo.toml: {others:?}");
+}

@@ -23,7 +23,7 @@ mod tests;
 use std::{
     io,
     sync::{Arc, Mutex},
-    thread::{self, JoinHandle},
+    thread::JoinHandle,
 };
 
 pub use tray::CdTray;
@@ -100,9 +100,8 @@ impl Ahci {
         drives[DISKS_MAX] = Some(Mutex::new(Drive::Cd(atapi::CdDrive::new(CD_SERIAL.into(), tray))));
 
         let shared = Arc::new(Shared::new(Hba::new(ram.clone(), irq, plugged), drives, faults.scope()));
-        let theirs = Arc::clone(&shared);
-        let worker = thread::Builder::new().name("ahci".into()).spawn(move || worker::run(&theirs, &ram))?;
-        Ok(Ahci { shared, worker: Some(worker) })
+        let worker = worker::spawn(Arc::clone(&shared), ram)?;
+        Ok(Ahci { shared, worker })
     }
 
     /// For the machine, which pauses.

@@ -6,7 +6,11 @@
 //! reset:   lock, cancel ──▶ abandon waits ──▶ wait until nothing runs ──▶ power on
 //! ```
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::{
+    io,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+};
 
 use super::{
     super::{
@@ -139,6 +143,10 @@ impl Shared {
                 // Under the lock, so that a reset that comes later finds the ticket.
                 return Some((running, list, self.faults.ticket()));
             }
+            if cfg!(fuzzing) {
+                // Where the thread would sleep its turn ends.
+                return None;
+            }
             hba = self.work.wait(hba).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -209,8 +217,20 @@ impl Drive {
     }
 }
 
+/// Makes the thread.
+#[cfg(not(fuzzing))]
+pub(super) fn spawn(shared: Arc<Shared>, ram: GuestRam) -> io::Result<Option<JoinHandle<()>>> {
+    std::thread::Builder::new().name("ahci".into()).spawn(move || run(&shared, &ram)).map(Some)
+}
+
+#[cfg(fuzzing)]
+pub(super) fn spawn(shared: Arc<Shared>, ram: GuestRam) -> io::Result<Option<JoinHandle<()>>> {
+    super::super::turns::add(move || run(&shared, &ram));
+    Ok(None)
+}
+
 /// The thread's life.
-pub(super) fn run(shared: &Shared, ram: &GuestRam) {
+fn run(shared: &Shared, ram: &GuestRam) {
     while let Some((running, list, ticket)) = shared.next() {
         let outcome = serve(shared, ram, running, list, &ticket);
         shared.finish(outcome);

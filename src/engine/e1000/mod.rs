@@ -100,7 +100,7 @@ impl E1000 {
         let eeprom = Eeprom::new(mac, IDENTITY.device, IDENTITY.subsystem_vendor, IDENTITY.subsystem);
         shared.registers.reset(eeprom.address());
         let worker = shared.spawn()?;
-        Ok(E1000 { shared, worker: Some(worker), eeprom, phy: Phy::new(), mdic: 0, io_address: 0 })
+        Ok(E1000 { shared, worker, eeprom, phy: Phy::new(), mdic: 0, io_address: 0 })
     }
 
     /// For the machine, which pauses.

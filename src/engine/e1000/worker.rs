@@ -12,7 +12,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    thread::{self, JoinHandle},
+    thread::JoinHandle,
 };
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -70,9 +70,24 @@ impl Shared {
     }
 
     /// Makes the thread. Without an enabled ring it only sleeps.
-    pub(super) fn spawn(self: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
+    #[cfg(not(fuzzing))]
+    pub(super) fn spawn(self: &Arc<Shared>) -> io::Result<Option<JoinHandle<()>>> {
         let shared = Arc::clone(self);
-        thread::Builder::new().name("e1000".into()).spawn(move || shared.run())
+        std::thread::Builder::new().name("e1000".into()).spawn(move || shared.run()).map(Some)
+    }
+
+    #[cfg(fuzzing)]
+    pub(super) fn spawn(self: &Arc<Shared>) -> io::Result<Option<JoinHandle<()>>> {
+        let shared = Arc::clone(self);
+        super::super::turns::add(move || {
+            let mut state = shared.lock();
+            if !state.held
+                && let Some(frames) = &mut state.frames
+            {
+                while frames.work_off(&shared) {}
+            }
+        });
+        Ok(None)
     }
 
     /// A register that the worker looks at was written.
@@ -149,8 +164,7 @@ impl Frames {
     /// Serves until a stop is asked. First looks at everything, as the signal of a register may be lost with the stop's.
     fn serve(&mut self, card: &Shared) {
         loop {
-            let mut more = self.transmitter.serve(card, &self.ram, &mut self.backend);
-            more |= self.receiver.serve(card, &self.ram, &mut self.backend);
+            let more = self.work_off(card);
             if card.is_stopping() {
                 return;
             }
@@ -158,6 +172,12 @@ impl Frames {
                 self.wait(card);
             }
         }
+    }
+
+    /// Looks at everything once. Gives whether there may be more.
+    fn work_off(&mut self, card: &Shared) -> bool {
+        let more = self.transmitter.serve(card, &self.ram, &mut self.backend);
+        more | self.receiver.serve(card, &self.ram, &mut self.backend)
     }
 
     /// Waits for a register or for the host. May return for nothing.

@@ -7,6 +7,7 @@ mod saved;
 
 use std::{
     sync::{Arc, Condvar, Mutex, mpsc},
+    thread,
     time::{Duration, Instant},
 };
 
