@@ -29,7 +29,7 @@ use crate::{
         virtio::{pci::VirtioPci, vsock::Vsock},
         xhci::{self, UsbDevices, UsbDisk, UsbInput},
     },
-    spec::{Boot, CpuModel, DiskSpec, GuestSpec, NetworkBackend, NetworkSpec},
+    spec::{Boot, CpuModel, DiskSpec, GuestSpec, NetworkBackend, NetworkSpec, RateLimit},
     targets::{Device, Extra},
     types::MacAddr,
 };
@@ -106,7 +106,12 @@ pub(crate) fn spec(device: &Device) -> GuestSpec {
         disks: device
             .disk
             .iter()
-            .map(|bus| DiskSpec { id: id.parse().expect("an id"), bus: *bus, read_only: false })
+            .map(|bus| DiskSpec {
+                id: id.parse().expect("an id"),
+                bus: *bus,
+                read_only: false,
+                limit: RateLimit::default(),
+            })
             .collect(),
         cd: device.extra == Extra::Cd,
         network,
@@ -150,7 +155,7 @@ impl Machine {
         let files = DeviceFiles {
             disks: spec.disks.iter().map(|_| file(DISK_BYTES)).collect(),
             cd: spec.cd.then(|| file(DISK_BYTES)),
-            network,
+            network: network.into_iter().collect(),
             vsock: None,
             vga_rom: Some(vec![0x55; 512]),
             flash: device
