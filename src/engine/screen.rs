@@ -560,14 +560,18 @@ pub(crate) mod tests {
         for _ in 0..3 {
             let before = seen;
             while seen == before {
-                assert!(start.elapsed() < Duration::from_secs(5));
+                assert!(start.elapsed() < Duration::from_secs(20));
                 std::thread::sleep(Duration::from_millis(10));
                 seen = look(&viewer);
             }
             assert_eq!(changed(&viewer, before), [Rect { x: 0, y: 0, width: 64, height: 16 }]);
             assert_eq!(bench.screen.png(None).unwrap(), still);
         }
-        assert_eq!(bench.screen.lock().interval, INTERVAL_AT_REST, "the guest did nothing");
+        while bench.screen.lock().interval < INTERVAL_AT_REST {
+            assert!(start.elapsed() < Duration::from_secs(20), "blinks count as something that the guest did");
+            std::thread::sleep(Duration::from_millis(10));
+            look(&viewer);
+        }
         let write = |register: u64| {
             let mut function = vga::pci_function(&bench.vga);
             function.bar_write(2, Access::new(0x414, Width::B2), register).unwrap();
