@@ -68,7 +68,7 @@ pub fn run(client: &Client, place: &PlaceArgs, command: GuestCommand) -> Outcome
             let zero = || Failure::Usage("a limit is not 0; leave it out for none".into());
             let rate = |rate: Option<u64>| rate.map(|rate| NonZeroU64::new(rate).ok_or_else(zero)).transpose();
             let limit = RateLimit { bytes_per_s: rate(bytes)?, operations_per_s: rate(operations)? };
-            client.send("POST", &path(&name, &format!("/disks/{disk}/limit")), &limit)?;
+            client.send("POST", &path(&name, &format!("/disks/{}/limit", encode(&disk))), &limit)?;
             say(format!("{name}: {disk} {}", limit.words().unwrap_or_else(|| "without a limit".into())))
         }
         GuestCommand::ResetFirmware { name } => {

@@ -380,11 +380,19 @@ impl Guests {
         let supervisor = self.supervisor_of(&guest.row.id)?;
         let _busy = supervisor.busy.lock().await;
         let status = supervisor.status();
+        let mut engine = None;
         if status.state.is_live() && row.bus == DiskBus::Virtio {
             let client = status.client.ok_or_else(no_engine)?;
             client.call(EngineAction::LimitDisk { disk: disk.clone(), limit }, None).await?;
+            engine = Some((client, EngineAction::LimitDisk { disk: disk.clone(), limit: row.limit }));
         }
-        let written = self.0.around.store.writing(move |tx| rows::set_disk_limit(tx, &disk, limit)).await?;
+        let written = self.0.around.store.writing(move |tx| rows::set_disk_limit(tx, &disk, limit)).await;
+        if let (Err(_), Some((client, as_before))) = (&written, engine)
+            && let Err(error) = client.call(as_before, None).await
+        {
+            tracing::warn!(guest = %guest.row.id, %error, "a limit that could not be kept lasts until the guest stops");
+        }
+        let written = written?;
         self.0.around.changes.tell(crate::changes::Change::Guest(guest.row.id.clone()));
         if written { Ok(()) } else { Err(missing()) }
     }

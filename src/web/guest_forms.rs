@@ -110,7 +110,6 @@ pub fn fields_of_guest(guest: &Guest) -> GuestFields {
     }
 }
 
-/// A size as one would type it: the largest unit that leaves a whole number.
 /// How much a disk may be asked for in a second; what is left empty is not limited.
 pub fn limit_of(form: &Form) -> Result<RateLimit> {
     let rate = |field: &'static str, parse: fn(&str) -> Result<u64, BadValue>| {
@@ -131,7 +130,7 @@ pub fn limit_of(form: &Form) -> Result<RateLimit> {
     })
 }
 
-/// A size as a person would type it.
+/// A size as one would type it: the largest unit that leaves a whole number.
 pub fn typed_size(bytes: u64) -> String {
     for (unit, shift) in [("T", 40), ("G", 30), ("M", 20), ("K", 10)] {
         if bytes >= 1 << shift && bytes.is_multiple_of(1 << shift) {
