@@ -33,10 +33,11 @@ impl Task {
     /// The saved state is of no more use.
     pub(super) async fn forget_saved(&mut self) {
         self.saved = false;
-        // The file first: as long as it is whole, the next server takes the guest for suspended.
-        suspended::remove(&self.around.state_dir, &self.guest);
+        // The row first: what is left when power goes in between is a spent file, which the next server takes away, or a whole one, from
+        // which the guest still goes on. A row without its file would need a person.
         let guest = self.guest.clone();
         self.log(self.around.store.writing(move |tx| guests::set_suspended(tx, &guest, false)).await);
+        suspended::remove(&self.around.state_dir, &self.guest);
     }
 
     /// The guest did not go on from its saved state, which is still there, or else is forgotten.
