@@ -9,7 +9,7 @@ use super::{
     },
     fis::{Command, CommandFis, Registers, Transfer},
     identify,
-    saved::{DiskV1, check},
+    saved::{DiskV1, QueueErrorV1, check},
 };
 
 /// Status register: ready, and the bit that old drivers take for "seek complete".
@@ -38,6 +38,8 @@ pub(super) enum Frames {
     /// Without data, and DMA.
     #[default]
     Register,
+    /// A queued command's: a Register FIS at its beginning, and Set Device Bits.
+    Queued,
     /// PIO data-in: the last PIO Setup carries the ending status. The last block's bytes.
     PioIn(u16),
     /// PIO data-out, and packets in PIO mode.
@@ -49,6 +51,8 @@ pub(super) enum Frames {
 pub(super) enum Stop {
     /// The device answers with an error.
     Error(Registers),
+    /// A queued command failed: the device answers with Set Device Bits.
+    Queued(Registers),
     /// The PRDT names what is not RAM.
     BadMemory,
     /// The host cannot do it now: to be tried again.
@@ -57,6 +61,8 @@ pub(super) enum Stop {
 
 /// A disk as seen through ATA commands.
 pub(super) struct Disk {
+    /// For log page 10h, until that is read.
+    pub(super) queue_error: Option<QueueErrorV1>,
     backend: Arc<dyn BlockBackend>,
     serial: String,
     multiple: u8,
@@ -125,6 +131,7 @@ impl Form {
 impl Disk {
     pub(super) fn new(serial: String, backend: Arc<dyn BlockBackend>) -> Disk {
         Disk {
+            queue_error: None,
             backend,
             serial,
             multiple: 0,
@@ -148,6 +155,13 @@ impl Disk {
         if command.header.packet {
             return Err(abort(fis));
         }
+        if command.is_queued() {
+            self.standby = false;
+            return self.queued(command, data);
+        }
+        if command.outstanding != 0 {
+            return Err(self.refuse_between_queued(fis));
+        }
         if let Some(form) = Form::of(fis.command) {
             self.standby = false;
             return self.transfer(form, fis, data);
@@ -157,6 +171,8 @@ impl Disk {
             // RECALIBRATE, SEEK and the power commands: nothing moves or sleeps here.
             0x10 | 0x70 => done(good(fis)),
             0x27 => done(Registers { lba: self.last_lba(u64::MAX), ..good(fis) }),
+            0x2f => self.read_log(fis, data, Frames::PioIn(512)),
+            0x47 => self.read_log(fis, data, Frames::Register),
             0x90 => done(Registers { status: READY, error: 1, lba: 1, device: 0, count: 1 }),
             0x91 => self.set_geometry(fis).map(|()| good(fis)).and_then(done),
             0xc6 => self.set_multiple(fis).map(|()| good(fis)).and_then(done),
@@ -176,9 +192,20 @@ impl Disk {
                 let last = self.last_lba(0x0fff_ffff);
                 done(Registers { lba: last & 0xff_ffff, device: 0x40 | (last >> 24) as u8 & 0xf, ..good(fis) })
             }
-            // SMART, DATA SET MANAGEMENT, SECURITY and the logs are not announced; all else is unknown.
+            // SMART, DATA SET MANAGEMENT, and SECURITY are not announced; all else is unknown.
             _ => Err(abort(fis)),
         }
+    }
+
+    /// The transfer of a queued command; `fis` has the count where other commands have it.
+    pub(super) fn transfer_queued(
+        &mut self,
+        write: bool,
+        through: bool,
+        fis: &CommandFis,
+        data: &Transfer<'_>,
+    ) -> Result<Finish, Stop> {
+        self.transfer(Form { write, extended: true, way: Way::Dma, through }, fis, data)
     }
 
     fn transfer(&mut self, form: Form, fis: &CommandFis, data: &Transfer<'_>) -> Result<Finish, Stop> {
@@ -265,17 +292,29 @@ impl Disk {
     }
 
     pub(super) fn save(&self) -> DiskV1 {
-        let Disk { backend: _, serial: _, multiple, mode, write_cache, look_ahead, standby, heads, sectors_per_track } =
-            *self;
+        let Disk {
+            queue_error,
+            backend: _,
+            serial: _,
+            multiple,
+            mode,
+            write_cache,
+            look_ahead,
+            standby,
+            heads,
+            sectors_per_track,
+        } = *self;
         // At most 16 heads and 255 sectors.
         let (heads, sectors_per_track) = (heads as u8, sectors_per_track as u8);
-        DiskV1 { multiple, mode, write_cache, look_ahead, standby, heads, sectors_per_track }
+        DiskV1 { multiple, mode, write_cache, look_ahead, standby, heads, sectors_per_track, queue_error }
     }
 
     pub(super) fn restore(&mut self, saved: DiskV1) -> Result<(), BadState> {
-        let DiskV1 { multiple, mode, write_cache, look_ahead, standby, heads, sectors_per_track } = saved;
+        let DiskV1 { multiple, mode, write_cache, look_ahead, standby, heads, sectors_per_track, queue_error } = saved;
         check(is_multiple(multiple) && is_mode(mode), "a transfer mode that there is not")?;
         check((1..=16).contains(&heads) && sectors_per_track > 0, "a geometry without sectors")?;
+        check(queue_error.and_then(|error| error.tag).is_none_or(|tag| tag < 32), "a tag that there is not")?;
+        self.queue_error = queue_error;
         (self.multiple, self.mode, self.standby) = (multiple, mode, standby);
         (self.write_cache, self.look_ahead) = (write_cache, look_ahead);
         (self.heads, self.sectors_per_track) = (heads.into(), sectors_per_track.into());
@@ -354,7 +393,7 @@ pub(super) fn good(fis: &CommandFis) -> Registers {
     Registers { status: READY, error: 0, lba: fis.lba, device: fis.device, count: 0 }
 }
 
-fn failed(fis: &CommandFis) -> Registers {
+pub(super) fn failed(fis: &CommandFis) -> Registers {
     Registers { status: READY | STATUS_ERROR, error: ABORT, lba: fis.lba, device: fis.device, count: fis.count }
 }
 

@@ -17,6 +17,13 @@ pub(super) const D2H_AT: u64 = 0x40;
 /// The most one command moves: 65536 sectors, what a 48-bit command can name. Packet commands are held to it too.
 pub(super) const TRANSFER_BYTES_MAX: u64 = 65536 * 512;
 
+/// Where the HBA stores a Set Device Bits FIS in the received FIS area.
+pub(super) const SDB_AT: u64 = 0x58;
+
+pub(super) const READ_QUEUED: u8 = 0x60;
+pub(super) const WRITE_QUEUED: u8 = 0x61;
+
+const SET_DEVICE_BITS: u8 = 0xa1;
 const HOST_TO_DEVICE: u8 = 0x27;
 const DEVICE_TO_HOST: u8 = 0x34;
 const PIO_SETUP: u8 = 0x5f;
@@ -55,6 +62,8 @@ pub(super) struct CommandFis {
     pub(super) is_command: bool,
     pub(super) command: u8,
     pub(super) features: u8,
+    /// The upper half of the features register; queued commands count with it.
+    pub(super) features_high: u8,
     /// All six LBA registers; 28-bit commands keep bits 27:24 in `device`.
     pub(super) lba: u64,
     pub(super) device: u8,
@@ -69,6 +78,7 @@ impl CommandFis {
             is_command: bytes[1] & 0x80 != 0,
             command: bytes[2],
             features: bytes[3],
+            features_high: bytes[11],
             lba: u64::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[8], bytes[9], bytes[10], 0, 0]),
             device: bytes[7],
             count: u16::from_le_bytes([bytes[12], bytes[13]]),
@@ -80,6 +90,9 @@ impl CommandFis {
 /// One slot's command, copied out of guest memory.
 #[derive(Debug)]
 pub(super) struct Command {
+    pub(super) slot: u8,
+    /// PxSACT when the command was taken, without its own bit.
+    pub(super) outstanding: u32,
     pub(super) header_at: Gpa,
     pub(super) header: CommandHeader,
     pub(super) fis: CommandFis,
@@ -112,8 +125,13 @@ impl From<OutsideRam> for FetchError {
 }
 
 impl Command {
+    /// READ or WRITE FPDMA QUEUED.
+    pub(super) fn is_queued(&self) -> bool {
+        self.fis.is_command && !self.header.packet && matches!(self.fis.command, READ_QUEUED | WRITE_QUEUED)
+    }
+
     /// Copies the command of `slot` out of the command list at `list`.
-    pub(super) fn fetch(ram: &GuestRam, list: Gpa, slot: u8) -> Result<Command, FetchError> {
+    pub(super) fn fetch(ram: &GuestRam, list: Gpa, slot: u8, outstanding: u32) -> Result<Command, FetchError> {
         let header_at = beyond(list, u64::from(slot) * HEADER_BYTES)?;
         let mut bytes = [0; 32];
         ram.read(header_at, &mut bytes)?;
@@ -132,7 +150,7 @@ impl Command {
         }
         let fis = CommandFis::parse(&fis).ok_or(FetchError::BadFis)?;
         let regions = fetch_regions(ram, beyond(header.table, 0x80)?, header.prdt_len)?;
-        Ok(Command { header_at, header, fis, packet, regions })
+        Ok(Command { slot, outstanding, header_at, header, fis, packet, regions })
     }
 }
 
@@ -220,6 +238,12 @@ impl Registers {
         self.frame(DEVICE_TO_HOST, if interrupt { INTERRUPT } else { 0 })
     }
 
+    /// As Set Device Bits FIS: the end of the queued commands in `tags`. BSY and DRQ are not part of it.
+    pub(super) fn set_device_bits(&self, tags: u32) -> [u8; 8] {
+        let [a, b, c, d] = tags.to_le_bytes();
+        [SET_DEVICE_BITS, INTERRUPT, self.status & 0x77, self.error, a, b, c, d]
+    }
+
     /// As PIO Setup FIS for the last block, of `bytes`. The registers hold the status after that block.
     pub(super) fn pio_setup(&self, to_host: bool, bytes: u16) -> [u8; REGISTER_FIS_BYTES] {
         const DRDY_DRQ: u8 = 0x58;
@@ -301,7 +325,7 @@ mod tests {
     #[test]
     fn a_list_at_the_end_of_the_address_space_is_outside() {
         let ram = GuestRam::new(2 << 20).unwrap();
-        assert_eq!(Command::fetch(&ram, Gpa(u64::MAX - 31), 1).unwrap_err(), FetchError::OutsideRam);
-        assert_eq!(Command::fetch(&ram, Gpa(0x1000), 0).unwrap_err(), FetchError::BadFis);
+        assert_eq!(Command::fetch(&ram, Gpa(u64::MAX - 31), 1, 0).unwrap_err(), FetchError::OutsideRam);
+        assert_eq!(Command::fetch(&ram, Gpa(0x1000), 0, 0).unwrap_err(), FetchError::BadFis);
     }
 }

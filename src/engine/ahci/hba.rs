@@ -25,8 +25,8 @@ pub(super) const REGISTER_BYTES: u64 = 4096;
 const PORTS_AT: u16 = 0x100;
 const PORT_BYTES: u16 = 0x80;
 
-/// CAP: 64-bit addresses, CLO, 6 Gb/s, AHCI only, PIO with several blocks, 32 slots, six ports.
-const CAP: u32 = 1 << 31 | 1 << 24 | 3 << 20 | 1 << 18 | 1 << 15 | 31 << 8 | (PORTS as u32 - 1);
+/// CAP: 64-bit addresses, native command queuing, CLO, 6 Gb/s, AHCI only, PIO with several blocks, 32 slots, six ports.
+const CAP: u32 = 1 << 31 | 1 << 30 | 1 << 24 | 3 << 20 | 1 << 18 | 1 << 15 | 31 << 8 | (PORTS as u32 - 1);
 const VERSION: u32 = 0x0001_0301;
 const GHC_RESET: u32 = 1 << 0;
 const GHC_INTERRUPTS: u32 = 1 << 1;
@@ -38,10 +38,14 @@ const GHC_AHCI: u32 = 1 << 31;
 pub(super) struct Running {
     pub(super) port: usize,
     pub(super) slot: u8,
+    /// PxSACT without the slot's own bit: the other commands that are queued.
+    pub(super) outstanding: u32,
     /// Its result is to be dropped.
     pub(super) cancelled: bool,
     /// It waits for the host or for the end of a pause: no I/O is in flight.
     pub(super) waits: bool,
+    /// The device has taken it into its queue: PxCI does not show it any more.
+    pub(super) queued: bool,
 }
 
 /// How a command ended.
@@ -237,13 +241,25 @@ impl Hba {
             let Some(port) = self.ports.get_mut(index) else { continue };
             if let Some(slot) = port.next_slot() {
                 port.begin(slot);
-                let running = Running { port: index, slot, cancelled: false, waits: false };
+                let outstanding = port.sact & !1u32.wrapping_shl(slot.into());
+                let running = Running { port: index, slot, outstanding, cancelled: false, waits: false, queued: false };
                 self.last_port = index;
                 self.running = Some(running);
                 return Some((running, port.list()));
             }
         }
         None
+    }
+
+    /// The running command is one that a disk takes into its queue.
+    pub(super) fn begin_queued(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        let Some(port) = self.ports.get_mut(running.port) else { return };
+        // Of one that was cancelled nothing is shown.
+        if !running.cancelled && port.plugged == Plugged::Disk {
+            running.queued = true;
+            port.receive_queued_start(&self.ram, running.slot);
+        }
     }
 
     /// Whether the device behind the port has to be reset before its command; asked once.
@@ -272,11 +288,12 @@ impl Hba {
         // A reset has ended before a pause begins.
         let Hba { ram: _, irq: _, interrupts, is, ports, running, resetting: _, last_port, paused: _, ended: _ } = self;
         let mut ports = ports.each_ref().map(Port::save);
-        if let Some(Running { port, slot, cancelled: false, waits: _ }) = running
+        if let Some(Running { port, slot, outstanding: _, cancelled: false, waits: _, queued }) = running
             && let Some(port) = ports.get_mut(*port)
         {
-            // The command that waits for the host is to be the first one again.
+            // The command that waits for the host is to be the first one again, and to be fetched again.
             port.current_slot = slot.wrapping_sub(1) & 31;
+            port.ci |= u32::from(*queued).wrapping_shl((*slot).into());
         }
         HbaV1 { interrupts: *interrupts, is: *is, last_port: *last_port as u8, ports }
     }
@@ -316,22 +333,30 @@ fn end_command(port: &mut Port, ram: &GuestRam, slot: u8, outcome: Outcome) {
             let registers = &finish.registers;
             match finish.frames {
                 Frames::Register => {}
+                Frames::Queued => port.receive_queued_end(ram, slot, registers, false),
                 Frames::PioIn(bytes) => port.receive_pio_setup(ram, registers, true, bytes),
                 Frames::PioThenRegister { to_host, last_block } => {
                     port.receive_pio_setup(ram, registers, to_host, last_block);
                 }
             }
-            if !matches!(finish.frames, Frames::PioIn(_)) {
+            if matches!(finish.frames, Frames::Register | Frames::PioThenRegister { .. }) {
                 port.receive_d2h(ram, registers, true);
             }
             port.is |= if finish.overflow { int::OVERFLOW } else { 0 };
             port.is |= if finish.region_done { int::REGION_DONE } else { 0 };
-            port.clear_slot(slot);
+            // A queued command's was cleared when the device took it, and may have been set for another since.
+            if finish.frames != Frames::Queued {
+                port.clear_slot(slot);
+            }
         }
         // The slot stays set: the driver finds it with CCS, and recovers by clearing ST (6.2.2.1). Besides TFES the frame's
         // own interrupt is shown, as most HBAs do: SeaBIOS before 1.16.3 looks at that bit only.
         Outcome::Stopped(Stop::Error(registers)) => {
             port.receive_d2h(ram, &registers, true);
+            halt(port, int::TASK_FILE);
+        }
+        Outcome::Stopped(Stop::Queued(registers)) => {
+            port.receive_queued_end(ram, slot, &registers, true);
             halt(port, int::TASK_FILE);
         }
         Outcome::Stopped(Stop::BadMemory) => halt_ready(port, int::BUS_DATA),

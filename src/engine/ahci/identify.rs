@@ -44,14 +44,18 @@ pub(super) fn disk(disk: &DiskIdentity<'_>) -> [u8; 512] {
     words.set_wide(60, disk.sectors.min(LBA28_MAX), 2);
     words.modes(disk.mode);
     let caching = u16::from(disk.look_ahead) << 6 | u16::from(disk.write_cache) << 5;
+    words.set(75, 31); // 32 queued commands
+    words.set(76, 0x010e); // native command queuing
     words.set(82, 0x4068); // NOP, look-ahead, write cache, power management
     words.set(83, 0x7400); // both FLUSH CACHEs, 48 bits
-    words.set(84, 0x4040); // WRITE DMA FUA EXT
+    words.set(84, 0x4060); // WRITE DMA FUA EXT, logs
     words.set(85, 0x4008 | caching);
-    words.set(86, 0x3400);
-    words.set(87, 0x4040);
+    words.set(86, 0xb400); // words 119 and 120 are valid
+    words.set(87, 0x4060);
     words.set_wide(100, disk.sectors, 4);
     words.set(106, 0x4000); // one logical sector per physical one
+    words.set(119, 0x4008); // READ LOG DMA EXT
+    words.set(120, 0x4008);
     words.set(217, 1); // does not rotate
     words.finish()
 }

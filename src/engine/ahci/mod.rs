@@ -1,9 +1,10 @@
 //! AHCI: a SATA host bus adapter with disks and a CD drive (AHCI 1.3.1).
 //!
 //! It says that it is Intel's ICH9 (8086:2922), which every firmware and system drives. Disks are on ports 0 to 4, the CD
-//! drive always on port 5. Commands are done one after another by one thread; there is no native command queueing.
+//! drive always on port 5. Commands are done one after another by one thread, and so are queued ones (native command queuing, 32 on a
+//! port): each tag ends with a Set Device Bits FIS of its own.
 //!
-//! `hba.rs` and `port.rs` are the registers, `worker.rs` is the thread, `fis.rs` the structures in guest memory, `ata.rs`
+//! `hba.rs` and `port.rs` are the registers, `worker.rs` is the thread, `fis.rs` the structures in guest memory, `ata.rs`, `queue.rs`
 //! and `identify.rs` the disk, `atapi.rs`, `mmc.rs` and `tray.rs` the CD drive, `saved.rs` what is kept of all of it.
 
 mod ata;
@@ -13,6 +14,7 @@ mod hba;
 mod identify;
 mod mmc;
 mod port;
+mod queue;
 mod saved;
 mod tray;
 mod worker;

@@ -9,7 +9,7 @@ use super::{
     },
     ata::READY,
     atapi,
-    fis::{D2H_AT, PIO_SETUP_AT, Registers},
+    fis::{D2H_AT, PIO_SETUP_AT, Registers, SDB_AT},
     saved::{PortV1, check},
 };
 
@@ -35,6 +35,7 @@ pub(super) mod reg {
 pub(super) mod int {
     pub(in super::super) const D2H: u32 = 1 << 0;
     pub(in super::super) const PIO_SETUP: u32 = 1 << 1;
+    pub(in super::super) const SET_DEVICE_BITS: u32 = 1 << 3;
     pub(in super::super) const REGION_DONE: u32 = 1 << 5;
     pub(in super::super) const OVERFLOW: u32 = 1 << 24;
     pub(in super::super) const BUS_DATA: u32 = 1 << 28;
@@ -120,7 +121,7 @@ pub(super) struct Port {
     ssts: u32,
     sctl: u32,
     serr: u32,
-    sact: u32,
+    pub(super) sact: u32,
     pub(super) ci: u32,
     /// An error stopped the port; it does nothing until ST is cleared (5.3.8, ERR states).
     pub(super) halted: bool,
@@ -217,6 +218,7 @@ impl Port {
         check(saved.cmd & !cmd::KEPT == 0 && saved.sctl & !SCTL_KEPT == 0, "a reserved bit")?;
         check(saved.current_slot < 32, "a slot that is not there")?;
         check(saved.ci == 0 || saved.cmd & cmd::ST != 0, "a command of a port that is stopped")?;
+        check(saved.sact == 0 || saved.cmd & cmd::ST != 0, "a queue of a port that is stopped")?;
         check(saved.tfd >> 16 == 0, "a task file of more than two bytes")?;
         let plugged = self.plugged != Plugged::Nothing;
         check(matches!(saved.ssts, 0 | 4) || plugged && saved.ssts == SSTS_UP, "a link to nothing")?;
@@ -401,6 +403,22 @@ impl Port {
         if interrupt {
             self.is |= int::D2H;
         }
+    }
+
+    /// The device took the queued command of `slot` into its queue (AHCI 1.3.1, 5.6.4): a Register FIS without interrupt frees the
+    /// slot, and the device is ready for the next.
+    pub(super) fn receive_queued_start(&mut self, ram: &GuestRam, slot: u8) {
+        self.receive_d2h(ram, &Registers { status: READY, ..Registers::default() }, false);
+        self.clear_slot(slot);
+    }
+
+    /// A Set Device Bits FIS ends the tag of a queued command. After an error the tag stays set, for the driver to look up in the log.
+    pub(super) fn receive_queued_end(&mut self, ram: &GuestRam, slot: u8, registers: &Registers, failed: bool) {
+        let tags = if failed { 0 } else { 1u32.wrapping_shl(slot.into()) };
+        self.set_tfd(registers);
+        self.store(ram, SDB_AT, &registers.set_device_bits(tags));
+        self.sact &= !tags;
+        self.is |= int::SET_DEVICE_BITS;
     }
 
     /// The device sent the PIO Setup FIS of the last block, and the block has been moved.

@@ -64,6 +64,19 @@ pub(super) struct DiskV1 {
     pub(super) standby: bool,
     pub(super) heads: u8,
     pub(super) sectors_per_track: u8,
+    pub(super) queue_error: Option<QueueErrorV1>,
+}
+
+/// What log page 10h tells of the last error while commands were queued.
+#[derive(Serialize, Deserialize, Clone, Copy)]
+pub(super) struct QueueErrorV1 {
+    /// The failed tag; none when a command that is not queued came in between.
+    pub(super) tag: Option<u8>,
+    pub(super) status: u8,
+    pub(super) error: u8,
+    pub(super) lba: u64,
+    pub(super) device: u8,
+    pub(super) count: u16,
 }
 
 #[derive(Serialize, Deserialize)]

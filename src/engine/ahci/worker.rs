@@ -238,12 +238,15 @@ fn run(shared: &Shared, ram: &GuestRam) {
 }
 
 fn serve(shared: &Shared, ram: &GuestRam, running: Running, list: Gpa, ticket: &FaultTicket) -> Outcome {
-    let command = match Command::fetch(ram, list, running.slot) {
+    let command = match Command::fetch(ram, list, running.slot, running.outstanding) {
         Ok(command) => command,
         Err(error) => return Outcome::NotFetched(error),
     };
     if !command.fis.is_command {
         return Outcome::DeviceControl { srst: command.fis.control & SRST != 0 };
+    }
+    if command.is_queued() {
+        shared.hba().begin_queued();
     }
     loop {
         let data = Transfer { ram, regions: &command.regions };
@@ -258,7 +261,7 @@ fn serve(shared: &Shared, ram: &GuestRam, running: Running, list: Gpa, ticket: &
                     return Outcome::Abandoned;
                 }
             }
-            Err(stop @ (Stop::Error(_) | Stop::BadMemory)) => return Outcome::Stopped(stop),
+            Err(stop @ (Stop::Error(_) | Stop::Queued(_) | Stop::BadMemory)) => return Outcome::Stopped(stop),
         }
     }
 }

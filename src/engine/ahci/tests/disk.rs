@@ -170,9 +170,8 @@ fn commands_without_data_answer_as_the_standard_says() {
         (of(0x42, 0, 1023, 2), NOT_FOUND),
         (of(0xc8, 0, 1024, 1), NOT_FOUND),
         (of(0x25, 0, (1 << 48) - 1, 0), NOT_FOUND),
-        (of(0x60, 0, 0, 0), ABORTED), // READ FPDMA QUEUED
-        (of(0x2f, 0, 0, 1), ABORTED), // READ LOG EXT
-        (of(0x92, 0, 0, 0), ABORTED), // DOWNLOAD MICROCODE
+        (of(0x2f, 0, 0x11, 1), ABORTED), // READ LOG EXT of one that there is not
+        (of(0x92, 0, 0, 0), ABORTED),    // DOWNLOAD MICROCODE
         (of(0xb0, 0xd8, 0xc2_4f00, 0), ABORTED),
         (of(0xc4, 0, 0, 1), ABORTED), // READ MULTIPLE before SET MULTIPLE
         (of(0xc6, 0, 0, 3), ABORTED),

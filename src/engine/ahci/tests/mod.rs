@@ -3,6 +3,7 @@
 mod cd;
 mod disk;
 mod hostile;
+mod queue;
 mod saved;
 
 use std::{
@@ -36,6 +37,7 @@ const P_SIG: u64 = 0x24;
 const P_SSTS: u64 = 0x28;
 const P_SCTL: u64 = 0x2c;
 const P_SERR: u64 = 0x30;
+const P_SACT: u64 = 0x34;
 const P_CI: u64 = 0x38;
 
 /// An HBA with its memory, its line and its disks.

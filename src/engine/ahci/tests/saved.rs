@@ -64,6 +64,12 @@ fn in_the_middle() -> (Driver, Arc<Gate>) {
     ] {
         assert_eq!(driver.ata(0, ata, &[]), GOOD_DMA);
     }
+    // The log has an error of the queue.
+    driver.fill(1, 2, Ata { command: 0x60, features: 1, lba: 8, device: 0x40, count: 2 << 3 }, None, &[(DATA, 512)]);
+    driver.set(1, P_SACT, 1 << 2);
+    driver.set(1, P_CI, 1 << 2);
+    driver.until("an error of the queue", |driver| driver.port(1, P_IS) & 0x4000_0000 != 0);
+    driver.restart(1);
     // A driver that has yet to look at an error: its port has stopped, its line is high.
     driver.fill(1, 4, Ata { command: 0xff, ..Ata::default() }, None, &[]);
     driver.set(1, P_CI, 1 << 4);
@@ -119,6 +125,47 @@ fn commands_go_on_in_their_order_when_the_machine_does() {
     let chs = Ata { command: READ_DMA, lba: 1, device: 1, count: 1, ..Ata::default() };
     assert_eq!(driver.ata(0, chs, &[(DATA, 512)]), GOOD_DMA);
     assert_eq!(driver.ram.get_u64(Gpa(DATA)), Ok(17));
+}
+
+#[test]
+fn queued_commands_go_on_and_an_error_is_told_after_all() {
+    let gate = Gate::new(numbered(64));
+    let mut driver = Driver::new(vec![gate.clone(), numbered(8)]);
+    driver.start(1);
+    let queued = |command: u8, slot: u16, lba: u64| Ata { command, features: 1, lba, device: 0x40, count: slot << 3 };
+    // An error that the driver has not looked up yet.
+    driver.fill(1, 2, queued(0x60, 2, 8), None, &[(DATA, 512)]);
+    driver.set(1, P_SACT, 1 << 2);
+    driver.set(1, P_CI, 1 << 2);
+    driver.until("an error", |driver| driver.port(1, P_IS) & 0x4000_0000 != 0);
+    // One that waits for the host, and two behind it.
+    gate.set_full(true);
+    driver.ram.write(Gpa(DATA), &[0x77; 512]).unwrap();
+    driver.fill(0, 6, queued(0x61, 6, 9), None, &[(DATA, 512)]);
+    driver.set(0, P_SACT, 1 << 6);
+    driver.set(0, P_CI, 1 << 6);
+    assert!(driver.reason().contains("no space"));
+    assert_eq!((driver.port(0, P_CI), driver.port(0, P_SACT)), (0, 1 << 6));
+    driver.fill(0, 7, queued(0x60, 7, 9), None, &[(DATA + 0x1000, 512)]);
+    driver.fill(0, 2, queued(0x60, 2, 5), None, &[(DATA + 0x2000, 512)]);
+    driver.set(0, P_SACT, 1 << 7 | 1 << 2);
+    driver.set(0, P_CI, 1 << 7 | 1 << 2);
+    let (state, ram) = suspend(driver);
+
+    gate.set_full(false);
+    let mut driver = restored(&state, ram, vec![gate.clone(), numbered(8)], None);
+    assert_eq!(driver.port(0, P_SACT), 1 << 7 | 1 << 6 | 1 << 2);
+    go_on(&driver);
+    driver.until("three tags", |driver| driver.port(0, P_SACT) == 0);
+    assert_eq!((driver.port(0, P_CI), driver.port(0, P_IS), driver.port(0, P_TFD)), (0, 8, 0x50));
+    assert_eq!(driver.bytes(DATA + 0x1000, 512), [0x77; 512], "written before it was read");
+    assert_eq!(driver.ram.get_u64(Gpa(DATA + 0x2000)), Ok(5));
+    assert_eq!(driver.port(1, P_SACT), 1 << 2);
+    driver.restart(0);
+    driver.restart(1);
+    let log = Ata { command: 0x2f, lba: 0x10, count: 1, ..Ata::default() };
+    assert_eq!(driver.ata(1, log, &[(DATA, 512)]), GOOD_PIO_IN);
+    assert_eq!(driver.data(5), [2, 0, 0x51, 0x10, 8]);
 }
 
 #[test]
