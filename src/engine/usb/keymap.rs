@@ -24,7 +24,7 @@ const PLAIN: [u8; 128] = [
 ];
 
 /// The usage of a key, if it is on a keyboard.
-pub(super) fn usage(code: KeyCode) -> Option<u8> {
+pub(in crate::engine) fn usage(code: KeyCode) -> Option<u8> {
     let [low, _] = code.0.to_le_bytes();
     let found = match code.0 & 0xff00 {
         0 => PLAIN.get(usize::from(low)).copied().unwrap_or(0),

@@ -6,7 +6,7 @@
 mod descriptors;
 mod hid;
 mod keyboard;
-mod keymap;
+pub(super) mod keymap;
 mod scsi;
 pub mod storage;
 mod tablet;
