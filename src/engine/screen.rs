@@ -1,12 +1,15 @@
 //! The screen as viewers see it: a picture that is drawn only while somebody looks, and which parts of it changed when.
 //!
 //! ```text
-//! KVM's dirty log ─┐
-//! window writes ───┴─▶ refresh ─▶ picture, tiles with the generation of their last change ◀─ each viewer, with a cursor
+//! KVM's dirty log ──┐
+//! window writes ────┼─▶ refresh ─▶ picture, tiles with the generation of their last change ◀─ each viewer, with a cursor
+//! card's flushes ───┘
 //! ```
 //! Viewers share no queue: each remembers the generation it has seen. There is no thread either: whichever waiting viewer comes
 //! first refreshes for all. Without a viewer, or while none wants anything, nothing runs, and without one there is no picture.
 //! A cursor and characters that blink are drawn anew, and nothing else, by a look that comes after their time.
+
+mod source;
 
 use std::{
     io,
@@ -14,9 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use self::source::{Content, Sources};
 use super::{
-    memory::HostRegion,
-    vga::{Blink, Registers, ScanOut, SharedVga},
+    vga::{Blink, SharedVga},
+    virtio::gpu::GpuDisplay,
 };
 
 /// Carries out writes to the VGA window that are still on their way from the guest. Called with no device locked.
@@ -37,10 +41,8 @@ pub struct Rect {
 
 /// The screen of one guest.
 pub struct Screen {
-    vga: SharedVga,
-    vram: HostRegion,
+    sources: Sources,
     settle: Settle,
-    dirty: DirtySource,
     state: Mutex<State>,
     changed: Condvar,
     /// Since then, what blinks has blinked.
@@ -50,7 +52,7 @@ pub struct Screen {
 struct State {
     picture: Option<Picture>,
     /// What the picture was made of.
-    shown: Option<Box<Registers>>,
+    shown: Option<Content>,
     /// What was lit in the picture, if anything in it blinks.
     lit: Option<Blink>,
     /// Of the picture now or before.
@@ -176,7 +178,13 @@ impl Drop for Viewer {
 }
 
 impl Screen {
+    /// The screen of a machine with a VGA only.
     pub fn new(vga: SharedVga, settle: Settle, dirty: DirtySource) -> Arc<Screen> {
+        Screen::with_gpu(vga, None, settle, dirty)
+    }
+
+    /// The screen of a machine that may have a graphics card: it shows that while its driver does.
+    pub fn with_gpu(vga: SharedVga, gpu: Option<GpuDisplay>, settle: Settle, dirty: DirtySource) -> Arc<Screen> {
         let vram = vga.lock().unwrap_or_else(PoisonError::into_inner).vram();
         let state = State {
             picture: None,
@@ -191,15 +199,8 @@ impl Screen {
             redraw: false,
             closed: false,
         };
-        Arc::new(Screen {
-            vga,
-            vram,
-            settle,
-            dirty,
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-            since: Instant::now(),
-        })
+        let sources = Sources { vga, vram, dirty, gpu };
+        Arc::new(Screen { sources, settle, state: Mutex::new(state), changed: Condvar::new(), since: Instant::now() })
     }
 
     pub fn attach(self: &Arc<Screen>) -> Viewer {
@@ -228,6 +229,12 @@ impl Screen {
         self.lock().redraw = true;
     }
 
+    /// Asks the guest for a screen of this size, in pixels. False when nothing in the machine can take such a wish; otherwise the
+    /// guest may follow it later, and viewers see another size then.
+    pub fn wish_size(&self, width: u32, height: u32) -> bool {
+        self.sources.gpu.as_ref().map(|gpu| gpu.wish(width, height)).is_some()
+    }
+
     /// The guest has ended; waiting viewers are asked again and see it.
     pub fn close(&self) {
         self.lock().closed = true;
@@ -240,9 +247,8 @@ impl Screen {
     pub fn png(&self, width_max: Option<usize>) -> io::Result<Vec<u8>> {
         let before = self.lock().size;
         (self.settle)();
-        let registers = self.vga.lock().unwrap_or_else(PoisonError::into_inner).registers();
-        let mut scan = ScanOut::new(&registers, self.vram.clone(), before, Blink::LIT);
-        let (width, height) = scan.size();
+        let mut source = self.sources.open(self.sources.whole(), before, Blink::LIT);
+        let (width, height) = source.size();
         let small_width = width_max.unwrap_or(width).clamp(1, width.max(1));
         let small_height = (height * small_width / width.max(1)).max(1);
         let mut file = Vec::new();
@@ -256,7 +262,7 @@ impl Screen {
         let mut shrink = Shrink::new(width, small_width);
         for small_y in 0..small_height {
             for y in small_y * height / small_height..(small_y + 1) * height / small_height {
-                scan.line(y, &mut line);
+                source.line(y, &mut line);
                 shrink.add(&line);
             }
             io::Write::write_all(&mut rows, shrink.take())?;
@@ -271,17 +277,17 @@ impl Screen {
         state.refreshed_at = Some(Instant::now());
         (self.settle)();
         // Dirty bits are taken before memory is read: what is written meanwhile is drawn twice, not lost.
-        let (registers, mut dirty) = self.vga.lock().unwrap_or_else(PoisonError::into_inner).take_for_screen();
-        dirty.merge(&(self.dirty)());
-        let same = state.shown.as_deref() == Some(&registers) && !state.redraw && state.picture.is_some();
+        let glance = self.sources.take();
+        let (content, written) = (glance.content(), glance.any());
+        let same = state.shown.as_ref() == Some(&content) && !state.redraw && state.picture.is_some();
         let lit = Blink::at(self.since.elapsed());
         let blinked = state.lit.is_some_and(|before| before != lit);
-        if same && !dirty.any() && !blinked {
+        if same && !written && !blinked {
             state.rest();
             return;
         }
-        let mut scan = ScanOut::new(&registers, self.vram.clone(), state.size, lit);
-        let (width, height) = scan.size();
+        let mut source = self.sources.open(glance, state.size, lit);
+        let (width, height) = source.size();
         let next = state.generation + 1;
         let mut changed = false;
         if state.picture.as_ref().is_none_or(|picture| (picture.width, picture.height) != (width, height)) {
@@ -294,15 +300,15 @@ impl Screen {
         let mut line = vec![0; width];
         let (all, mut blinks) = (changed || !same, false);
         for y in 0..height {
-            let line_blinks = scan.blinks(y);
+            let line_blinks = source.blinks(y);
             blinks |= line_blinks;
-            if all || scan.is_dirty(y, &dirty) || blinked && line_blinks {
-                scan.line(y, &mut line);
+            if all || source.is_dirty(y) || blinked && line_blinks {
+                source.line(y, &mut line);
                 changed |= picture.take_line(y, &line, next);
             }
         }
-        let by_the_guest = !same || dirty.any();
-        state.shown = Some(Box::new(registers));
+        let by_the_guest = !same || written;
+        state.shown = Some(content);
         state.lit = blinks.then_some(lit);
         state.redraw = false;
         if changed {

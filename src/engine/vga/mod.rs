@@ -6,7 +6,7 @@
 
 mod crtc;
 mod dispi;
-mod edid;
+pub(crate) mod edid;
 mod font;
 mod registers;
 mod render;

@@ -4,6 +4,7 @@
 pub mod balloon;
 pub mod block;
 pub mod console;
+pub mod gpu;
 pub mod input;
 pub mod net;
 pub mod pci;
@@ -33,6 +34,7 @@ pub enum Kind {
     Console = 3,
     Entropy = 4,
     Balloon = 5,
+    Gpu = 16,
     Input = 18,
     Socket = 19,
 }

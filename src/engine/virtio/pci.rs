@@ -305,6 +305,8 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
                 Kind::Block => 0x010000,
                 Kind::Console => 0x078000,
                 Kind::Entropy | Kind::Balloon => 0x00ff00,
+                // By itself no VGA (`gpu::VgaCard` makes it one).
+                Kind::Gpu => 0x038000,
                 Kind::Input => 0x098000,
                 Kind::Socket => 0x078000,
             },
