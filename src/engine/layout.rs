@@ -8,6 +8,7 @@
 //! 0010_0000  RAM                                0092       A20, reset     0510  fw_cfg
 //! c000_0000  end of low RAM, PCI memory         01ce-01d0  VBE dispi      0600  PM base (or b000)
 //! fec0_0000  IOAPIC (in KVM)                    03c0-03df  VGA            0cf8  PCI configuration
+//! fed4_0000  TPM
 //! fee0_0000  local APIC (in KVM)                03f8-03ff  COM1           0cf9  reset
 //!                                                                         afe0  GPE0
 //! ff..       firmware, its end at 4 GiB; below it the flash chip with UEFI variables (ffc0_0000 with OVMF of 4 MiB)
@@ -28,6 +29,8 @@ pub const KVM_TSS: u64 = 0xfeff_d000;
 pub const KVM_IDENTITY_MAP: u64 = 0xfeff_c000;
 pub const IOAPIC: u64 = 0xfec0_0000;
 pub const LOCAL_APIC: u64 = 0xfee0_0000;
+/// Locality 0 of the TPM, of a guest that has one.
+pub const TPM: Range<u64> = 0xfed4_0000..0xfed4_1000;
 
 pub const I8042: Range<u64> = 0x60..0x61;
 pub const I8042_COMMAND: Range<u64> = 0x64..0x65;

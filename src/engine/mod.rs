@@ -50,6 +50,7 @@ pub mod table_loader;
 pub mod tap;
 pub mod timer;
 pub mod topology;
+pub mod tpm;
 #[cfg(fuzzing)]
 pub(crate) mod turns;
 pub mod uart;

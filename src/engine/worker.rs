@@ -5,6 +5,8 @@
 //!                       │   ▲
 //!                      hold release                        (pause of the machine; a host fault holds by itself)
 //! ```
+//!
+//! A device that is put in while the guest runs gets its thread from the machine's; one that is taken out ends it.
 
 use std::{
     any::Any,
@@ -13,6 +15,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -137,10 +140,12 @@ struct Shared<S> {
     state: Mutex<State<S>>,
     changed: Condvar,
     stop: Stop,
+    /// Until the end.
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct State<S> {
-    /// `None` while the thread serves: it has taken this and `session` out.
+    /// `None` while the thread serves: it has taken this and `session` out. `None` for ever after the end.
     work: Option<Box<dyn Work<S>>>,
     session: Option<S>,
     /// How many callers wait for the thread to come out; it does not begin anew before they have had their turn.
@@ -149,6 +154,8 @@ struct State<S> {
     held: bool,
     /// A host fault waits for its cause to go away.
     faulted: bool,
+    /// The device goes away.
+    ended: bool,
 }
 
 const STACK_BYTES: usize = 256 << 10;
@@ -158,15 +165,19 @@ impl<S: Session> Worker<S> {
     pub fn spawn(name: &str, work: impl Work<S>) -> io::Result<Worker<S>> {
         let stop = Stop { asked: AtomicBool::new(false), event: Event::new()? };
         let work: Option<Box<dyn Work<S>>> = Some(Box::new(work));
-        let state = State { work, session: None, stoppers: 0, held: false, faulted: false };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), stop });
-        start(name, Arc::clone(&shared))?;
+        let state = State { work, session: None, stoppers: 0, held: false, faulted: false, ended: false };
+        let (state, thread) = (Mutex::new(state), Mutex::new(None));
+        let shared = Arc::new(Shared { state, changed: Condvar::new(), stop, thread });
+        *shared.thread.lock().unwrap_or_else(PoisonError::into_inner) = start(name, Arc::clone(&shared))?;
         Ok(Worker(shared))
     }
 
     /// The driver set the device to work: virtio's DRIVER_OK, NVMe's CC.EN. Returns at once.
     pub fn activate(&self, session: S) {
         let mut state = self.0.lock();
+        if state.ended {
+            return;
+        }
         state.session = Some(session);
         self.0.changed.notify_all();
     }
@@ -194,6 +205,22 @@ impl<S: Session> Worker<S> {
         state.held = false;
         state.faulted = false;
         self.0.changed.notify_all();
+    }
+
+    /// The device goes away for good. Returns when its thread has ended, and what it did its work with is dropped and closed. Whatever
+    /// is called afterwards does nothing; `while_out` is not called any more.
+    pub fn end(&self) {
+        let mut state = self.stop();
+        state.ended = true;
+        let gone = (state.session.take(), state.work.take());
+        self.0.changed.notify_all();
+        drop(state);
+        drop(gone);
+        let thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A panic of the worker has been reported by its own thread.
+            let _ = thread.join();
+        }
     }
 
     /// Looks at what a worker has; nothing when the driver does not run, or broke the rules.
@@ -224,7 +251,7 @@ impl<S: Session> Worker<S> {
         let mut state = self.0.lock();
         state.stoppers += 1;
         self.0.stop.ask();
-        while state.work.is_none() {
+        while state.work.is_none() && !state.ended {
             state = self.0.wait(state);
         }
         state.stoppers -= 1;
@@ -258,10 +285,10 @@ impl<S> State<S> {
 }
 
 #[cfg(not(fuzzing))]
-fn start<S: Session>(name: &str, shared: Arc<Shared<S>>) -> io::Result<()> {
+fn start<S: Session>(name: &str, shared: Arc<Shared<S>>) -> io::Result<Option<JoinHandle<()>>> {
     let run = move || {
         let mut state = shared.lock();
-        loop {
+        while !state.ended {
             state = match state.take() {
                 Some((work, session)) => {
                     drop(state);
@@ -271,11 +298,11 @@ fn start<S: Session>(name: &str, shared: Arc<Shared<S>>) -> io::Result<()> {
             };
         }
     };
-    std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(run).map(drop)
+    std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(run).map(Some)
 }
 
 #[cfg(fuzzing)]
-fn start<S: Session>(_: &str, shared: Arc<Shared<S>>) -> io::Result<()> {
+fn start<S: Session>(_: &str, shared: Arc<Shared<S>>) -> io::Result<Option<JoinHandle<()>>> {
     super::turns::add(move || {
         let taken = shared.lock().take();
         if let Some((work, session)) = taken {
@@ -283,7 +310,7 @@ fn start<S: Session>(_: &str, shared: Arc<Shared<S>>) -> io::Result<()> {
             shared.stop.clear();
         }
     });
-    Ok(())
+    Ok(None)
 }
 
 fn serve<S: Session>(shared: &Shared<S>, mut work: Box<dyn Work<S>>, mut session: S) -> MutexGuard<'_, State<S>> {
@@ -438,6 +465,41 @@ mod tests {
         counts.fail.store(false, Ordering::SeqCst);
         worker.activate(running(2));
         eventually("work", || serving(&counts));
+    }
+
+    #[test]
+    fn an_end_in_the_middle_of_work_drops_everything_and_cannot_be_followed_by_more() {
+        let (worker, counts) = worker();
+        worker.activate(running(1));
+        eventually("work", || serving(&counts));
+        let other = worker.clone();
+        worker.end();
+        assert!(!serving(&counts));
+        assert_eq!(Arc::strong_count(&counts), 1, "what it worked with is gone");
+        assert!(worker.0.thread.lock().unwrap().is_none());
+        other.activate(running(2));
+        other.hold();
+        other.release();
+        other.reset();
+        other.end();
+        assert_eq!((counts.served.load(Ordering::SeqCst), other.look(|running| running.features)), (1, None));
+    }
+
+    #[test]
+    fn an_end_comes_through_while_held_or_stopped_by_a_host_fault() {
+        for fault in [false, true] {
+            let (worker, counts) = worker();
+            counts.fail.store(fault, Ordering::SeqCst);
+            worker.activate(running(1));
+            eventually("an attempt", || counts.served.load(Ordering::SeqCst) == 1);
+            worker.hold();
+            worker.end();
+            worker.release();
+            assert_eq!(Arc::strong_count(&counts), 1);
+        }
+        let (worker, counts) = worker();
+        worker.end();
+        assert_eq!(Arc::strong_count(&counts), 1, "never at work");
     }
 
     #[test]

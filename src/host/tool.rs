@@ -24,6 +24,7 @@ pub(crate) const IP: Tool = Tool { name: "ip", package: "iproute2" };
 pub(crate) const NFT: Tool = Tool { name: "nft", package: "nftables" };
 pub(crate) const DNSMASQ: Tool = Tool { name: "dnsmasq", package: "dnsmasq-base" };
 pub(crate) const PASST: Tool = Tool { name: "passt", package: "passt" };
+pub(crate) const SWTPM: Tool = Tool { name: "swtpm", package: "swtpm" };
 
 /// Where tools are looked for; never the caller's `PATH`, because `hostd` runs them as root.
 const PLACES: [&str; 6] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin"];
