@@ -123,14 +123,32 @@ need_to_build() {
   need_node
 }
 
-# need_to_run: what guests are run with. passt is not in every release; the network "user" then is missing, and `innkeeper doctor` says so.
+# need_to_run: what guests are run with. passt and swtpm are not in every release; the network "user" and TPMs then are missing, and
+# `innkeeper doctor` says so.
 need_to_run() {
   need_apt
   need /usr/share/seabios/bios-256k.bin seabios /usr/share/OVMF/OVMF_CODE_4M.fd ovmf ip iproute2 nft nftables dnsmasq dnsmasq-base
-  command -v passt >/dev/null || {
-    apt_lists
-    [ -z "$(known passt)" ] || need passt passt
-  }
+  local tool
+  for tool in passt swtpm; do
+    command -v $tool >/dev/null || {
+      apt_lists
+      [ -z "$(known $tool)" ] || need $tool $tool
+    }
+  done
+  let_swtpm_work
+}
+
+# let_swtpm_work: where AppArmor confines swtpm (Ubuntu), it may keep a TPM only for libvirt, and speak to nobody else. What a site adds to
+# that profile is kept by upgrades.
+let_swtpm_work() {
+  local profile=/etc/apparmor.d/usr.bin.swtpm own=/etc/apparmor.d/local/usr.bin.swtpm
+  [ -e $profile ] && ! grep -q Innkeeper $own 2>/dev/null || return 0
+  as_root tee -a $own >/dev/null <<'TEXT'
+# Innkeeper: the folders of guests' TPMs, and its engines.
+owner /**/guests/*/tpm/{,**} rwk,
+unix (send, receive) type=stream peer=(label=unconfined),
+TEXT
+  as_root apparmor_parser --replace $profile || say "AppArmor did not take the new rules of $own: guests with a TPM may not start"
 }
 
 # built PROFILE: the program that a build of that profile leaves.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     spec::{CpuModel, DiskBus, NetworkModel, RateLimit, Watchdog},
+    switches::{SwitchWishes, Switches},
     types::{Id, MacAddr, Name},
     wire::AgentFacts,
 };
@@ -40,14 +41,8 @@ pub struct Guest {
     pub watchdog: Watchdog,
     #[serde(default)]
     pub cpu_model: CpuModel,
-    #[serde(default)]
-    pub hyperv: bool,
-    #[serde(default)]
-    pub huge_pages: bool,
-    #[serde(default)]
-    pub vsock: bool,
-    #[serde(default)]
-    pub usb: bool,
+    #[serde(flatten)]
+    pub switches: Switches,
     /// What a running guest keeps of its memory; left out while that is all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_now_bytes: Option<u64>,
@@ -176,6 +171,9 @@ pub struct Disk {
     pub bus: DiskBus,
     /// False while an image is being copied into it.
     pub ready: bool,
+    /// The running guest was asked to let it go for good, and has not yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
     #[serde(default, skip_serializing_if = "RateLimit::is_none")]
     pub limit: RateLimit,
 }
@@ -238,14 +236,8 @@ pub struct CreateGuest {
     pub watchdog: Option<Watchdog>,
     /// The processor that the guest sees; left out for a new guest: `host`.
     pub cpu_model: Option<CpuModel>,
-    /// With Hyper-V's enlightenments, for Windows.
-    pub hyperv: Option<bool>,
-    /// RAM out of the huge pages that the host has set aside.
-    pub huge_pages: Option<bool>,
-    /// With a virtio socket device, to talk to programs of the host.
-    pub vsock: Option<bool>,
-    /// With USB: a keyboard and a tablet.
-    pub usb: Option<bool>,
+    #[serde(flatten)]
+    pub switches: SwitchWishes,
     /// Start it as soon as it is complete.
     #[serde(default)]
     pub start: bool,
@@ -298,14 +290,8 @@ pub struct ChangeGuest {
     pub watchdog: Option<Watchdog>,
     /// The processor that the guest sees; left out for a new guest: `host`.
     pub cpu_model: Option<CpuModel>,
-    /// With Hyper-V's enlightenments, for Windows.
-    pub hyperv: Option<bool>,
-    /// RAM out of the huge pages that the host has set aside.
-    pub huge_pages: Option<bool>,
-    /// With a virtio socket device, to talk to programs of the host.
-    pub vsock: Option<bool>,
-    /// With USB: a keyboard and a tablet.
-    pub usb: Option<bool>,
+    #[serde(flatten)]
+    pub switches: SwitchWishes,
     #[serde(default)]
     pub add_disks: Vec<NewDisk>,
     /// Deleted with their files.
@@ -336,6 +322,19 @@ pub struct ChangeCd {
 #[serde(deny_unknown_fields)]
 pub struct SetMemory {
     pub memory_bytes: u64,
+}
+
+/// `POST /api/v1/guests/{id}/freeze`: for at most so many seconds; 60 when none are named.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Freeze {
+    pub seconds: Option<u32>,
+}
+
+/// What `freeze` and `thaw` answer: how many file systems of the guest it was.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    pub file_systems: u64,
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub mod images;
 pub mod spec;
 pub mod state_files;
 pub mod store;
+pub mod switches;
 pub mod tasks;
 pub mod types;
 pub mod web;

@@ -1,10 +1,13 @@
 //! What one guest is: `GuestSpec`, checked before an engine sees it. Files are slots here; `hostd` opens them and passes descriptors.
 
-use std::{fmt, num::NonZeroU64, str::FromStr};
+use std::{fmt, num::NonZeroU64, ops::Range, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{BadValue, Id, MacAddr, Name, show_size};
+use crate::{
+    switches::Switches,
+    types::{BadValue, Id, MacAddr, Name, show_size},
+};
 
 /// The frozen hardware of this release: slots, ids and features never change within a version.
 pub const MACHINE: &str = "pc-1";
@@ -17,6 +20,8 @@ pub const DISKS_MAX: usize = 8;
 pub const AHCI_DISKS_MAX: usize = 5;
 /// One for each USB 3 port of the controller.
 pub const USB_DISKS_MAX: usize = 4;
+/// PCI slots of disks with a function of their own: on virtio or NVMe.
+pub const DISK_SLOTS: Range<u8> = 8..16;
 pub const CMDLINE_LEN_MAX: usize = 2047;
 pub const DISK_BYTES_MIN: u64 = 512;
 pub const DISK_BYTES_MAX: u64 = 64 << 40;
@@ -37,13 +42,7 @@ pub struct GuestSpec {
     pub threads: u32,
     #[serde(default)]
     pub cpu_model: CpuModel,
-    /// With Hyper-V's enlightenments, for Windows.
-    #[serde(default)]
-    pub hyperv: bool,
     pub memory_bytes: u64,
-    /// Out of the huge pages that the host has set aside.
-    #[serde(default)]
-    pub huge_pages: bool,
     pub boot: Boot,
     pub disks: Vec<DiskSpec>,
     /// The machine always has a CD drive; this says whether a medium is in it at start.
@@ -51,12 +50,8 @@ pub struct GuestSpec {
     pub network: Option<NetworkSpec>,
     #[serde(default)]
     pub watchdog: Watchdog,
-    /// With a virtio socket device, to talk to programs of the host without a network.
-    #[serde(default)]
-    pub vsock: bool,
-    /// With a USB 3 controller, a keyboard and a tablet on it.
-    #[serde(default)]
-    pub usb: bool,
+    #[serde(flatten)]
+    pub switches: Switches,
     /// What firmware tries first to last. What is not named comes after it: the disks, then the CD; the network only when named.
     #[serde(default)]
     pub boot_order: Vec<BootFrom>,
@@ -143,6 +138,10 @@ pub struct DiskSpec {
     pub id: Id,
     pub bus: DiskBus,
     pub read_only: bool,
+    /// One of `DISK_SLOTS`, for a disk that must stay where it is though others came and went. Those that name none get the first
+    /// that are free, in their order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u8>,
     /// Of a disk on virtio.
     #[serde(default, skip_serializing_if = "RateLimit::is_none")]
     pub limit: RateLimit,
@@ -203,6 +202,14 @@ pub enum DiskBus {
 
 impl DiskBus {
     const ALL: [DiskBus; 4] = [DiskBus::Virtio, DiskBus::Ahci, DiskBus::Nvme, DiskBus::Usb];
+
+    /// Whether each disk on it is a PCI function of its own: it has a slot, and can come and go while the guest runs.
+    pub fn has_slots(self) -> bool {
+        match self {
+            DiskBus::Virtio | DiskBus::Nvme => true,
+            DiskBus::Ahci | DiskBus::Usb => false,
+        }
+    }
 
     /// The word in forms, tables and the database.
     pub fn as_str(self) -> &'static str {
@@ -410,11 +417,29 @@ impl GuestSpec {
                 return bad("disk", "Only a disk on virtio can be limited.".into());
             }
         }
+        self.check_disk_slots()?;
         match &self.boot {
             Boot::Kernel { cmdline, .. } | Boot::Test { cmdline } => check_cmdline(cmdline)?,
             Boot::Bios | Boot::Uefi { .. } => {}
         }
         self.check_boot_order()
+    }
+
+    /// The slot of each of `disks`, in their order; `None` for those on AHCI, and for a ninth.
+    pub fn disk_slots(&self) -> Vec<Option<u8>> {
+        let is_named = |slot: &u8| self.disks.iter().any(|disk| disk.slot == Some(*slot));
+        let mut free = DISK_SLOTS.filter(|slot| !is_named(slot));
+        let mut slot_of = |disk: &DiskSpec| if disk.bus.has_slots() { disk.slot.or_else(|| free.next()) } else { None };
+        self.disks.iter().map(&mut slot_of).collect()
+    }
+
+    /// The same guest, with each disk's slot named.
+    pub fn with_slots(&self) -> GuestSpec {
+        let mut spec = self.clone();
+        for (disk, slot) in spec.disks.iter_mut().zip(self.disk_slots()) {
+            disk.slot = slot;
+        }
+        spec
     }
 
     /// Everything that firmware tries, first to last. The network is not in it unless named: UEFI firmware asks for minutes
@@ -427,6 +452,21 @@ impl GuestSpec {
             }
         }
         order
+    }
+
+    fn check_disk_slots(&self) -> Result<(), BadSpec> {
+        let bad = |message: String| Err(BadSpec { field: "disk", message });
+        for (at, disk) in self.disks.iter().enumerate() {
+            let Some(slot) = disk.slot else { continue };
+            let (first, last) = (DISK_SLOTS.start, DISK_SLOTS.end - 1);
+            if !disk.bus.has_slots() || !DISK_SLOTS.contains(&slot) {
+                return bad(format!("Only disks on virtio or NVMe have a slot, from {first} to {last}."));
+            }
+            if self.disks.iter().take(at).any(|before| before.slot == disk.slot) {
+                return bad(format!("Two disks are in slot {slot}."));
+            }
+        }
+        Ok(())
     }
 
     fn check_boot_order(&self) -> Result<(), BadSpec> {
@@ -478,6 +518,7 @@ fn check_cmdline(cmdline: &str) -> Result<(), BadSpec> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::switches::SWITCHES;
 
     /// The smallest guest that is right.
     pub(crate) fn sample() -> GuestSpec {
@@ -494,14 +535,23 @@ pub(crate) mod tests {
             cd: false,
             network: None,
             cpu_model: CpuModel::Host,
-            hyperv: false,
-            huge_pages: false,
-            vsock: false,
-            usb: false,
+            switches: Switches::default(),
             watchdog: Watchdog::None,
             boot_order: vec![],
             first_boot: None,
         }
+    }
+
+    #[test]
+    fn switches_stand_beside_everything_else_and_are_off_when_they_are_not_named() {
+        let with = GuestSpec { switches: Switches { gpu: true, ..Switches::default() }, ..sample() };
+        let mut value = serde_json::to_value(&with).unwrap();
+        assert_eq!((&value["gpu"], &value["usb"]), (&true.into(), &false.into()));
+        assert_eq!(serde_json::from_value::<GuestSpec>(value.clone()).unwrap(), with);
+        for switch in SWITCHES {
+            value.as_object_mut().unwrap().remove(switch.key);
+        }
+        assert_eq!(serde_json::from_value::<GuestSpec>(value).unwrap(), GuestSpec { id: with.id, ..sample() });
     }
 
     #[test]
@@ -528,7 +578,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_ahci_controller_has_room_for_five_disks_beside_the_cd() {
-        let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false, limit: RateLimit::default() };
+        let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false, slot: None, limit: RateLimit::default() };
         let mut spec = sample();
         spec.disks = std::iter::repeat_with(|| disk(DiskBus::Ahci)).take(AHCI_DISKS_MAX).collect();
         spec.disks.push(disk(DiskBus::Virtio));
@@ -543,8 +593,38 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn disks_keep_the_slots_that_they_name_and_the_others_share_what_is_left() {
+        let limit = RateLimit::default();
+        let disk = |bus, slot| DiskSpec { id: Id::random(), bus, read_only: false, slot, limit };
+        let (virtio, nvme, ahci) = (DiskBus::Virtio, DiskBus::Nvme, DiskBus::Ahci);
+        let with = |disks: &[(DiskBus, Option<u8>)]| GuestSpec {
+            disks: disks.iter().map(|(bus, slot)| disk(*bus, *slot)).collect(),
+            ..sample()
+        };
+        let plain = with(&[(virtio, None), (ahci, None), (nvme, None)]);
+        assert_eq!(plain.disk_slots(), [Some(8), None, Some(9)]);
+        let named = with(&[(virtio, None), (virtio, Some(8)), (ahci, None), (nvme, Some(15)), (nvme, None)]);
+        assert_eq!(named.disk_slots(), [Some(9), Some(8), None, Some(15), Some(10)]);
+        assert_eq!(named.check(), Ok(()));
+        let whole = named.with_slots();
+        assert_eq!((whole.disk_slots(), whole.with_slots()), (named.disk_slots(), whole.clone()));
+        assert!(serde_json::to_string(&whole).unwrap().contains("\"slot\":15"));
+        assert!(!serde_json::to_string(&plain).unwrap().contains("slot"), "as it was written before");
+        for wrong in [&[(virtio, Some(7))][..], &[(nvme, Some(16))], &[(ahci, Some(8))], &[(virtio, Some(9)); 2]] {
+            assert_eq!(with(wrong).check().unwrap_err().field, "disk");
+        }
+        assert_eq!(with(&[(virtio, None); 9]).disk_slots().last(), Some(&None));
+    }
+
+    #[test]
     fn a_guest_boots_only_from_what_it_has() {
-        let disk = DiskSpec { id: Id::random(), bus: DiskBus::Virtio, read_only: false, limit: RateLimit::default() };
+        let disk = DiskSpec {
+            id: Id::random(),
+            bus: DiskBus::Virtio,
+            read_only: false,
+            slot: None,
+            limit: RateLimit::default(),
+        };
         let from = BootFrom::Disk(disk.id.clone());
         let spec = GuestSpec { boot: Boot::Bios, disks: vec![disk], ..sample() };
         let with = |boot_order: &[BootFrom], first_boot| {
@@ -566,7 +646,7 @@ pub(crate) mod tests {
                 bytes_per_s: NonZeroU64::new(bytes_per_s),
                 operations_per_s: NonZeroU64::new(operations_per_s),
             };
-            let disks = vec![DiskSpec { id: Id::random(), bus, read_only: false, limit }];
+            let disks = vec![DiskSpec { id: Id::random(), bus, read_only: false, slot: None, limit }];
             GuestSpec { disks, ..sample() }.check().map_err(|bad| bad.field)
         };
         assert_eq!(limited(DiskBus::Virtio, 1 << 20, 10), Ok(()));

@@ -18,6 +18,8 @@ use nix::unistd::{Gid, Uid, User, geteuid, setgid, setgroups, setuid};
 
 /// In a guest's folder: the variables of its UEFI firmware, without and with Secure Boot.
 pub const VARIABLES: [&str; 2] = ["variables.fd", "variables-secure.fd"];
+/// In a guest's folder: what its TPM keeps, a folder.
+pub const TPM: &str = "tpm";
 /// In a guest's folder: its saved state, and that while it is written.
 pub const SUSPENDED: [&str; 2] = ["suspended", "suspended.part"];
 /// What hostd alone writes, in the state directory.

@@ -23,8 +23,8 @@ use rustix::net::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    spec::{GuestSpec, RateLimit},
-    types::Id,
+    spec::{DiskSpec, GuestSpec, NetworkSpec, RateLimit},
+    types::{Id, MacAddr},
 };
 
 /// The control protocol of this release. A server speaks this one and the one before.
@@ -91,6 +91,10 @@ pub enum HostRequest {
     ListEngines,
     /// Opens a file for reading. Answer: `File`, with one descriptor.
     OpenFile(Place),
+    /// Opens a disk for a guest whose engine lives, locked as at a start. Answer: `File`, with one descriptor.
+    OpenDisk { guest: Id, disk: Id },
+    /// Makes the host's end of a network card for a guest whose engine lives and has none. Answer: `Done`, with a tap's queues or one socket.
+    ConnectNetwork { spec: Box<GuestSpec>, attachment: Attachment },
     /// Opens the file that a guest is suspended to, empty, for writing. Answer: `File`, with one descriptor.
     OpenSuspend(Id),
     /// What is known of networks. Answer: `NetworkStatus`.
@@ -239,6 +243,8 @@ pub enum Handed {
     Kernel,
     Initrd,
     Network,
+    /// Two streams to a `swtpm`: its control channel, then the one of TPM commands.
+    Tpm,
     /// The saved state to go on from, read and write.
     Saved,
 }
@@ -287,6 +293,34 @@ pub struct Hello {
     /// What the guest shall give back of its memory.
     #[serde(default)]
     pub balloon_bytes: u64,
+    /// What of the guest can be taken out while it runs; `None` of an engine that can neither do that nor put anything in.
+    #[serde(default)]
+    pub plugged: Option<Vec<Plugged>>,
+}
+
+/// A disk or a network card in a slot that can be filled and emptied while the guest runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plugged {
+    pub device: PluggedDevice,
+    /// Its PCI slot. A guest that goes on from a saved state needs the same again.
+    pub slot: u8,
+    /// The guest was asked to let it go, and has not yet; a reset takes it out as well.
+    #[serde(default)]
+    pub leaving: bool,
+}
+
+impl Plugged {
+    pub fn is_card(&self) -> bool {
+        matches!(self.device, PluggedDevice::Network(_))
+    }
+}
+
+/// Which one it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PluggedDevice {
+    Disk(Id),
+    Network(MacAddr),
 }
 
 /// What qemu-guest-agent in the guest says of it: short, printable, and no more to be believed than the guest. What it did not answer is
@@ -326,6 +360,9 @@ pub enum EngineMessage {
     Balloon {
         bytes: u64,
     },
+    /// All that can be taken out while the guest runs, after something came, was asked for, or went. What is not in it any more is
+    /// gone, and its files are closed.
+    Plugged(Vec<Plugged>),
     /// The guest was reset, by itself or by request.
     Reset,
     /// The guest could not be suspended, and does what it did before; a part of a sentence.
@@ -352,6 +389,14 @@ pub enum EngineAction {
     Suspend,
     /// With one descriptor: that medium is put in. Without: ejected.
     ChangeCd,
+    /// With one descriptor, locked as those at the start: the guest gets one more disk, on virtio or NVMe, in the slot that it names or
+    /// in the first that is free. `Plugged` is sent before the reply.
+    AttachDisk(DiskSpec),
+    /// With a tap's queues or one socket: the guest, which has no network card, gets one. `Plugged` is sent before the reply.
+    AttachNetwork(NetworkSpec),
+    /// Asks the guest to let this go. The reply comes when it is asked, also when it was before; `Plugged` tells when it has. One that
+    /// does not listen never does: its next reset takes the device out.
+    Detach(PluggedDevice),
     /// The reply's payload is a PNG, at most `max_width` wide.
     Screenshot {
         max_width: Option<u32>,
@@ -365,6 +410,13 @@ pub enum EngineAction {
     Balloon {
         bytes: u64,
     },
+    /// The guest's agent has it write its file systems out and hold them still, for at most so long. The reply comes when it has, with
+    /// their number as JSON; within seconds, or never from a guest that hangs.
+    Freeze {
+        longest_s: u32,
+    },
+    /// The end of that; the same reply.
+    Thaw,
     /// The reply's payload is JSON: memory, exits, counters.
     Statistics,
 }
@@ -460,9 +512,30 @@ mod tests {
     }
 
     #[test]
+    fn orders_of_hot_plug_are_written_as_engines_of_this_release_read_them() {
+        let disk: Id = "22222222".parse().unwrap();
+        let orders = [
+            (r#"{"attach_disk":{"id":"22222222","bus":"virtio","read_only":false}}"#, None),
+            (r#"{"attach_disk":{"id":"22222222","bus":"virtio","read_only":false,"slot":9}}"#, Some(9)),
+        ];
+        for (json, slot) in orders {
+            let action: EngineAction = serde_json::from_str(json).unwrap();
+            assert!(matches!(&action, EngineAction::AttachDisk(spec) if spec.id == disk && spec.slot == slot));
+            assert_eq!(serde_json::to_string(&action).unwrap(), json);
+        }
+        let json = r#"{"detach":{"network":"52:54:00:01:02:03"}}"#;
+        let detach = EngineAction::Detach(PluggedDevice::Network(MacAddr([0x52, 0x54, 0, 1, 2, 3])));
+        assert_eq!(serde_json::to_string(&detach).unwrap(), json);
+        let news = EngineMessage::Plugged(vec![Plugged { device: PluggedDevice::Disk(disk), slot: 8, leaving: true }]);
+        let json = r#"{"plugged":[{"device":{"disk":"22222222"},"slot":8,"leaving":true}]}"#;
+        assert_eq!(serde_json::to_string(&news).unwrap(), json);
+    }
+
+    #[test]
     fn a_newer_engine_is_understood_as_far_as_it_goes() {
         let later = r#"{"hello":{"protocol":1,"version":"9","guest":"22222222","pid":1,"observed":"running",
             "started_ms":0,"cd_present":false,"something_new":[1]}}"#;
-        assert!(matches!(serde_json::from_str(later).unwrap(), EngineMessage::Hello(hello) if hello.version == "9"));
+        assert!(matches!(serde_json::from_str(later).unwrap(),
+            EngineMessage::Hello(hello) if hello.version == "9" && hello.plugged.is_none()));
     }
 }

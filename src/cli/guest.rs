@@ -20,7 +20,10 @@ use super::{
     task,
 };
 use crate::{
-    api::{Boot, ChangeCd, ChangeGuest, CreateGuest, Firmware, Guest, NewDisk, SetMemory, StartGuest, State},
+    api::{
+        Boot, ChangeCd, ChangeGuest, CreateGuest, Firmware, Freeze, Frozen, Guest, NewDisk, SetMemory, StartGuest,
+        State,
+    },
     spec::{CpuModel, DiskBus, NetworkModel, RateLimit, Watchdog},
     types::{parse_size, show_size},
     wire::BEING_SUSPENDED,
@@ -64,6 +67,15 @@ pub fn run(client: &Client, place: &PlaceArgs, command: GuestCommand) -> Outcome
             client.send("POST", &path(&name, "/memory"), &SetMemory { memory_bytes: size })?;
             say(format!("{name}: asked to keep {}", show_size(size)))
         }
+        GuestCommand::Freeze { name, seconds } => {
+            let frozen: Frozen =
+                client.send("POST", &path(&name, "/freeze"), &Freeze { seconds: Some(seconds) })?.json()?;
+            say(format!("{name}: {} file systems are frozen, for at most {seconds} s", frozen.file_systems))
+        }
+        GuestCommand::Thaw { name } => {
+            let thawed: Frozen = client.send("POST", &path(&name, "/thaw"), &serde_json::json!({}))?.json()?;
+            say(format!("{name}: {} file systems go on", thawed.file_systems))
+        }
         GuestCommand::LimitDisk { name, disk, bytes, operations } => {
             let zero = || Failure::Usage("a limit is not 0; leave it out for none".into());
             let rate = |rate: Option<u64>| rate.map(|rate| NonZeroU64::new(rate).ok_or_else(zero)).transpose();
@@ -74,6 +86,10 @@ pub fn run(client: &Client, place: &PlaceArgs, command: GuestCommand) -> Outcome
         GuestCommand::ResetFirmware { name } => {
             client.send("POST", &path(&name, "/reset-firmware"), &serde_json::json!({}))?;
             say(format!("{name}: the firmware starts as new"))
+        }
+        GuestCommand::ResetTpm { name } => {
+            client.send("POST", &path(&name, "/reset-tpm"), &serde_json::json!({}))?;
+            say(format!("{name}: the TPM starts as new"))
         }
         GuestCommand::Console { name, dump: true } => {
             let bytes = client.get_bytes(&path(&name, "/scrollback"))?;
@@ -150,7 +166,11 @@ fn describe(guest: &Guest) -> String {
     }
     for disk in &guest.disks {
         let bus = disk.bus.as_str();
-        let ready = if disk.ready { "" } else { ", being copied" };
+        let ready = match (disk.ready, disk.leaving) {
+            (false, _) => ", being copied",
+            (true, true) => ", to go when the guest lets it",
+            (true, false) => "",
+        };
         let limit = disk.limit.words().map(|words| format!(", {words}")).unwrap_or_default();
         lines.push(("disk", format!("{}  {} on {bus}{ready}{limit}", disk.id, show_size(disk.size_bytes))));
     }
@@ -160,20 +180,9 @@ fn describe(guest: &Guest) -> String {
     if guest.cpu_model != CpuModel::Host {
         lines.push(("processor", guest.cpu_model.as_str().into()));
     }
-    if guest.hyperv {
-        lines.push(("enlightenments", "hyper-v".into()));
-    }
-    if guest.usb {
-        lines.push(("usb", "keyboard and tablet".into()));
-    }
-    if guest.vsock {
-        lines.push(("sockets", "vsock".into()));
-    }
+    lines.extend(guest.switches.on().map(|switch| (switch.key, switch.on.to_owned())));
     if let Some(now) = guest.memory_now_bytes {
         lines.push(("memory now", show_size(now)));
-    }
-    if guest.huge_pages {
-        lines.push(("pages", "huge".into()));
     }
     if guest.watchdog != Watchdog::None {
         lines.push(("watchdog", guest.watchdog.as_str().into()));
@@ -233,10 +242,7 @@ fn create(client: &Client, place: &PlaceArgs, args: CreateArgs) -> Outcome {
         network_model: args.network_card.map(NetworkModel::from),
         watchdog: args.machine.watchdog,
         cpu_model: args.machine.cpu_model,
-        hyperv: args.machine.hyperv,
-        huge_pages: args.machine.huge_pages,
-        vsock: args.machine.vsock,
-        usb: args.machine.usb,
+        switches: args.machine.switches.0,
         // Asked for below, where its failure is heard.
         start: false,
     };
@@ -301,10 +307,7 @@ fn set(client: &Client, place: &PlaceArgs, args: SetArgs) -> Outcome {
         network_model: args.network_card.map(NetworkModel::from),
         watchdog: args.machine.watchdog,
         cpu_model: args.machine.cpu_model,
-        hyperv: args.machine.hyperv,
-        huge_pages: args.machine.huge_pages,
-        vsock: args.machine.vsock,
-        usb: args.machine.usb,
+        switches: args.machine.switches.0,
         add_disks,
         remove_disks,
     };

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Subcommand, ValueEnum, value_parser};
 
 use crate::{
     spec::{CpuModel, NetworkModel, Watchdog},
+    switches::{SWITCHES, SwitchWishes},
     types::parse_size,
 };
 
@@ -78,6 +79,15 @@ pub enum GuestCommand {
         #[arg(value_parser = parse_size)]
         size: u64,
     },
+    /// Have a running guest write its file systems out and hold them still, for a copy of its disks from outside. Needs its agent.
+    Freeze {
+        name: String,
+        /// They go on by themselves after so many seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
+    /// Let the file systems of a guest go on.
+    Thaw { name: String },
     /// Say how much a guest may ask of a disk on virtio, also while it runs; without a number, as much as it can.
     LimitDisk {
         name: String,
@@ -102,6 +112,8 @@ pub enum GuestCommand {
     },
     /// Forget what the UEFI firmware of a stopped guest has stored: boot entries, settings, keys that were enrolled.
     ResetFirmware { name: String },
+    /// Make the TPM of a stopped guest a new one. What its keys protect, as encrypted disks, is lost.
+    ResetTpm { name: String },
     /// Connect this terminal to the guest's serial console; Ctrl+] leaves.
     Console {
         name: String,
@@ -163,18 +175,43 @@ pub struct MachineArgs {
     /// The processor that the guest sees: host, or portable (x86-64-v2), which is the same everywhere.
     #[arg(long, value_name = "MODEL")]
     pub cpu_model: Option<CpuModel>,
-    /// Hyper-V's enlightenments, for Windows.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
-    pub hyperv: Option<bool>,
-    /// RAM out of the huge pages that the host has set aside (vm.nr_hugepages).
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
-    pub huge_pages: Option<bool>,
-    /// A virtio socket device, to talk to programs of the host without a network.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
-    pub vsock: Option<bool>,
-    /// A USB 3 controller with a keyboard and a tablet, for systems without virtio drivers.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
-    pub usb: Option<bool>,
+    #[command(flatten)]
+    pub switches: SwitchArgs,
+}
+
+/// An option for each switch: alone it switches on.
+#[derive(Debug, Default)]
+pub struct SwitchArgs(pub SwitchWishes);
+
+impl Args for SwitchArgs {
+    fn augment_args(command: Command) -> Command {
+        SWITCHES.iter().fold(command, |command, switch| {
+            let long = switch.key.replace('_', "-");
+            let arg = Arg::new(switch.key).long(long).help(switch.help.trim().trim_end_matches('.'));
+            command.arg(
+                arg.value_name("BOOL").num_args(0..=1).default_missing_value("true").value_parser(value_parser!(bool)),
+            )
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for SwitchArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<SwitchArgs, clap::Error> {
+        let mut args = SwitchArgs::default();
+        args.update_from_arg_matches(matches)?;
+        Ok(args)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        for switch in SWITCHES {
+            (switch.wish)(&mut self.0, matches.get_one(switch.key).copied());
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,9 @@
 //!
 //! They are built once, unlinked: firmware links them by the table loader's script, and `place` does it without firmware.
 
+mod plug_slots;
+mod tpm;
+
 use std::ops::Range;
 
 use acpi_tables::{
@@ -54,10 +57,12 @@ pub struct AcpiTables {
     tables: Vec<u8>,
     rsdp: Vec<u8>,
     script: Vec<Command>,
+    /// With a file for what firmware measures.
+    tpm: bool,
 }
 
 impl AcpiTables {
-    /// The size of every part depends on the number of vCPUs only.
+    /// The size of every part depends on the number of vCPUs and on whether there is a TPM only.
     pub fn build(facts: &MachineFacts) -> AcpiTables {
         let mut blob = Blob::new();
         let facs = blob.append(&FACS::new());
@@ -73,16 +78,27 @@ impl AcpiTables {
             bytes: 4,
             to: generation::GUID_FILE,
         });
-        let tables = [fadt, blob.append_table(&madt(facts)), blob.append_table(&waet())];
+        let mut tables = vec![fadt, blob.append_table(&madt(facts)), blob.append_table(&waet())];
+        if facts.tpm {
+            tables.push(tpm::append_table(&mut blob));
+        }
         let rsdt = blob.append_index(*b"RSDT", &tables, 4);
         let xsdt = blob.append_index(*b"XSDT", &tables, 8);
         blob.sum_tables();
-        blob.finish(rsdt, xsdt)
+        blob.finish(rsdt, xsdt, facts.tpm)
     }
 
     /// The files for fw_cfg.
     pub fn files(&self) -> Vec<(&'static str, Vec<u8>)> {
-        vec![(TABLES_FILE, self.tables.clone()), (RSDP_FILE, self.rsdp.clone()), (LOADER_FILE, encode(&self.script))]
+        let mut files = vec![
+            (TABLES_FILE, self.tables.clone()),
+            (RSDP_FILE, self.rsdp.clone()),
+            (LOADER_FILE, encode(&self.script)),
+        ];
+        if self.tpm {
+            files.push((tpm::LOG_FILE, vec![0; tpm::LOG_BYTES]));
+        }
+        files
     }
 
     /// Links the tables and writes them below 1 MiB.
@@ -96,7 +112,9 @@ impl AcpiTables {
             // What the script writes here is for the machine, not for the guest.
             Placed { file: generation::ADDRESS_FILE, address: 0, bytes: vec![0; 8] },
         ];
-        link(&self.script, &mut files);
+        // Nobody measures anything in a direct boot: the TPM's table says that there is no log.
+        let script: Vec<Command> = self.script.iter().filter(|command| !tpm::is_about_log(command)).copied().collect();
+        link(&script, &mut files);
         let [in_ram @ .., told] = &files;
         let end = PLACE + 64 + self.tables.len() as u64;
         assert!(end <= GENERATION_PLACE, "the tables up to {end:#x} leave their place");
@@ -167,7 +185,7 @@ impl Blob {
     }
 
     /// Adds the RSDP (ACPI 6.5, 5.2.5.3).
-    fn finish(mut self, rsdt: u32, xsdt: u32) -> AcpiTables {
+    fn finish(mut self, rsdt: u32, xsdt: u32, tpm: bool) -> AcpiTables {
         let mut rsdp = Vec::with_capacity(36);
         rsdp.extend(b"RSD PTR ");
         rsdp.push(0);
@@ -188,7 +206,7 @@ impl Blob {
                 offset: u32::from(generation::GUID_AT),
             },
         ]);
-        AcpiTables { tables: self.bytes, rsdp, script: self.script }
+        AcpiTables { tables: self.bytes, rsdp, script: self.script, tpm }
     }
 }
 
@@ -281,7 +299,11 @@ fn dsdt(facts: &MachineFacts) -> (Sdt, u32) {
         Scope::new("\\_SB_".into(), vec![&device]).to_aml_bytes(&mut aml);
     }
     pci_root(facts, &mut aml);
+    plug_slots::add(&mut aml);
     isa_devices(facts, &mut aml);
+    if facts.tpm {
+        tpm::add_device(&mut aml);
+    }
     let pointer_at = generation_device(&mut aml);
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
     dsdt.append_slice(&aml);
@@ -393,7 +415,8 @@ fn isa_devices(facts: &MachineFacts, aml: &mut Vec<u8>) {
     isa_device(aml, "PEVT", &"QEMU0001", vec![&port(layout::PANIC)]);
     // Ports that no PCI device may be given.
     let [gpe, a20, log] = [port(layout::GPE0), port(layout::PORT_92), port(layout::DEBUG_CONSOLE)];
-    isa_device(aml, "SYSR", &pnp("PNP0C02"), vec![&io(facts.pm_base, PM_BYTES as u8), &gpe, &a20, &log]);
+    let plug = port(layout::PCI_HOTPLUG);
+    isa_device(aml, "SYSR", &pnp("PNP0C02"), vec![&io(facts.pm_base, PM_BYTES as u8), &gpe, &a20, &log, &plug]);
 }
 
 fn isa_device(aml: &mut Vec<u8>, name: &str, hid: &dyn Aml, resources: Vec<&dyn Aml>) {
@@ -539,9 +562,9 @@ mod tests {
             println!("skipped: iasl (package acpica-tools) is not installed");
             return;
         }
-        for cpus in [1, 64] {
+        for (cpus, tpm) in [(1, false), (64, false), (2, true)] {
             let dir = tempfile::tempdir().unwrap();
-            for (name, bytes) in placed(&MachineFacts { cpus, ..sample() }) {
+            for (name, bytes) in placed(&MachineFacts { cpus, tpm, ..sample() }) {
                 fs::write(dir.path().join(format!("{name}.aml")), bytes).unwrap();
                 let text = iasl(dir.path(), &["-d", &format!("{name}.aml")]);
                 let complaint = text.lines().find(|line| {
@@ -557,6 +580,15 @@ mod tests {
             let output = process::Command::new("acpiexec").current_dir(dir.path()).args(evaluate).output().unwrap();
             let text = String::from_utf8_lossy(&output.stdout).to_uppercase();
             assert!(text.contains("00000000000EF028"), "{text}");
+            // The registers of hot plug read as zero there: nobody is told of anything, and every name is found.
+            for (what, answer) in
+                [("\\_GPE._E01", "NO OBJECT WAS RETURNED"), ("\\_SB.PCI0.SL09._SUN", "0000000000000009")]
+            {
+                let evaluate = ["-b", &format!("evaluate {what}"), "DSDT.aml"];
+                let output = process::Command::new("acpiexec").current_dir(dir.path()).args(evaluate).output().unwrap();
+                let text = String::from_utf8_lossy(&output.stdout).to_uppercase();
+                assert!(text.contains(answer) && !text.contains("AE_"), "{what}: {text}");
+            }
         }
     }
 }

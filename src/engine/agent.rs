@@ -1,4 +1,5 @@
-//! The guest agent: asks qemu-guest-agent in the guest what system this is, tells it to shut down, sets the guest's clock.
+//! The guest agent: asks qemu-guest-agent in the guest what system this is, tells it to shut down, sets the guest's clock, has it freeze
+//! its file systems.
 //!
 //! It speaks JSON lines over the port of `virtio/console.rs` (QEMU Guest Agent Protocol Reference). All it says comes from the guest:
 //! lines and texts are limited, and nothing it says is needed. An absent agent is no error.
@@ -6,7 +7,11 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{RecvTimeoutError, Sender, channel},
+    },
+    time::Duration,
 };
 
 use serde::Deserialize;
@@ -24,9 +29,14 @@ const LINE_BYTES_MAX: usize = 64 << 10;
 const TEXT_MAX: usize = 128;
 /// Ends an unfinished line in the agent, so that it listens anew.
 const FLUSH: u8 = 0xff;
+/// Of the thread that waits for the end of a freeze.
+const THAW_STACK_BYTES: usize = 64 << 10;
 
 /// Told that `Agent::news` has something else to say; not again before that is asked for.
 pub type AgentSink = Arc<dyn Fn() + Send + Sync>;
+
+/// Told how many file systems were frozen or thawed, or why not.
+pub type FreezeSink = Box<dyn FnOnce(Result<u64, String>) + Send>;
 
 /// The way to the agent. Clones are the same way.
 #[derive(Clone)]
@@ -51,6 +61,10 @@ struct State {
     greetings: u64,
     /// The guest slept: its clock is set as soon as the agent answers.
     clock_due: bool,
+    /// What waits for the answer to a freeze or a thaw; there is one at a time.
+    freeze_sink: Option<FreezeSink>,
+    /// File systems are frozen, or about to be. Once dropped, nobody waits for the end of the freeze any more.
+    frozen: Option<Sender<()>>,
     /// `told` was called, and nobody has asked since: a guest that comes and goes without end makes no queue.
     telling: bool,
 }
@@ -62,6 +76,8 @@ enum Question {
     Info,
     HostName,
     System,
+    Freeze,
+    Thaw,
     /// An answer that nobody waits for.
     Order,
 }
@@ -71,6 +87,8 @@ enum Question {
 struct Answer {
     #[serde(default, rename = "return")]
     returned: Value,
+    #[serde(default)]
+    error: Value,
 }
 
 impl Agent {
@@ -87,6 +105,8 @@ impl Agent {
             asked_off: false,
             greetings: 0,
             clock_due: false,
+            freeze_sink: None,
+            frozen: None,
             telling: false,
         })))
     }
@@ -113,6 +133,45 @@ impl Agent {
         self.lock().set_clock(now_ns)
     }
 
+    /// Has the guest write its file systems out and hold them still, for at most `longest`; then they are thawed whoever forgot it.
+    pub fn freeze(&self, longest: Duration, sink: FreezeSink) {
+        let mut state = self.lock();
+        if let Some(why) = state.no_freeze() {
+            return sink(Err(why.into()));
+        }
+        if state.frozen.is_some() {
+            return sink(Err("The guest's file systems are frozen already.".into()));
+        }
+        let (hold, held) = channel();
+        let agent = self.clone();
+        let waiting = std::thread::Builder::new().name("thaw".into()).stack_size(THAW_STACK_BYTES).spawn(move || {
+            if held.recv_timeout(longest) == Err(RecvTimeoutError::Timeout) {
+                agent.thaw(Box::new(|_| {}));
+            }
+        });
+        if let Err(error) = waiting {
+            return sink(Err(format!("Nobody could thaw them again: {error}.")));
+        }
+        if state.order("guest-fsfreeze-freeze", Question::Freeze, sink) {
+            state.frozen = Some(hold);
+        }
+    }
+
+    /// Lets the guest's file systems go on.
+    pub fn thaw(&self, sink: FreezeSink) {
+        let mut state = self.lock();
+        match state.no_freeze() {
+            Some(why) => sink(Err(why.into())),
+            None if state.frozen.is_none() => sink(Err("The guest's file systems are not frozen.".into())),
+            None => _ = state.order("guest-fsfreeze-thaw", Question::Thaw, sink),
+        }
+    }
+
+    /// Whether the guest's file systems are frozen, or about to be.
+    pub fn is_frozen(&self) -> bool {
+        self.lock().frozen.is_some()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,6 +185,10 @@ impl PortPeer for Agent {
         state.asked.clear();
         state.facts = AgentFacts::default();
         (state.ready, state.asked_off) = (false, false);
+        state.frozen = None;
+        if let Some(sink) = state.freeze_sink.take() {
+            sink(Err("The guest's agent has gone.".into()));
+        }
         if std::mem::take(&mut state.known) {
             state.tell();
         }
@@ -185,6 +248,35 @@ impl State {
         sent
     }
 
+    /// Why nothing can be frozen or thawed now.
+    fn no_freeze(&self) -> Option<&'static str> {
+        if !self.ready {
+            return Some("The guest has no agent that answers.");
+        }
+        self.freeze_sink.is_some().then_some("The guest's agent is busy with the last wish of this kind.")
+    }
+
+    /// False when the guest takes nothing more; `sink` knows then.
+    fn order(&mut self, command: &str, question: Question, sink: FreezeSink) -> bool {
+        let sent = self.send(command, &json!({}));
+        if sent {
+            self.asked.push_back(question);
+            self.freeze_sink = Some(sink);
+        } else {
+            sink(Err("The guest's agent takes nothing more.".into()));
+        }
+        sent
+    }
+
+    /// The answer to a freeze or a thaw.
+    fn ordered(&mut self, answer: &Answer) {
+        let why = || answer.error["desc"].as_str().map_or("no reason".into(), shown);
+        let result = answer.returned.as_u64().ok_or_else(|| format!("The guest's agent refuses: {}", why()));
+        if let Some(sink) = self.freeze_sink.take() {
+            sink(result);
+        }
+    }
+
     fn ask(&mut self) {
         for (command, question) in [
             ("guest-info", Question::Info),
@@ -198,7 +290,8 @@ impl State {
     }
 
     fn hear(&mut self, line: &[u8]) {
-        let Ok(Answer { returned }) = serde_json::from_slice(line) else { return };
+        let Ok(answer) = serde_json::from_slice::<Answer>(line) else { return };
+        let returned = &answer.returned;
         match self.asked.front() {
             Some(Question::Sync(number)) => {
                 if returned.as_u64() == Some(*number) {
@@ -226,6 +319,18 @@ impl State {
                 // The last of the questions, also when it cannot answer it.
                 self.known = true;
                 self.tell();
+            }
+            Some(Question::Freeze) => {
+                if returned.as_u64().is_none() {
+                    self.frozen = None;
+                }
+                self.ordered(&answer);
+            }
+            Some(Question::Thaw) => {
+                if returned.as_u64().is_some() {
+                    self.frozen = None;
+                }
+                self.ordered(&answer);
             }
             Some(Question::Order | Question::Sync(_)) | None => {}
         }
@@ -270,6 +375,8 @@ impl SaveState for Agent {
             asked_off: _,
             greetings,
             clock_due: _, // a guest that is saved sleeps
+            freeze_sink: _,
+            frozen: _, // none is suspended
             telling: _,
         } = &*state;
         states::State::new(saved::KIND, 1, &saved::V1 { greetings: *greetings })
@@ -377,6 +484,76 @@ mod tests {
         rig.agent.received(&vec![b'y'; 10_000]);
         rig.say("\"}}\n");
         assert_eq!(rig.agent.lock().facts.version.len(), TEXT_MAX);
+    }
+
+    /// A sink, and what it was told.
+    fn heard() -> (FreezeSink, std::sync::mpsc::Receiver<Result<u64, String>>) {
+        let (tell, heard) = channel();
+        (Box::new(move |result| tell.send(result).unwrap()), heard)
+    }
+
+    #[test]
+    fn file_systems_are_frozen_and_thawed_and_each_refusal_is_told() {
+        let mut rig = rig();
+        let long = Duration::from_secs(600);
+        let refused = |result: Result<u64, String>, what: &str| assert!(result.unwrap_err().contains(what));
+        let freeze = |rig: &Rig| {
+            let (sink, heard) = heard();
+            rig.agent.freeze(long, sink);
+            heard
+        };
+        let thaw = |rig: &Rig| {
+            let (sink, heard) = heard();
+            rig.agent.thaw(sink);
+            heard
+        };
+        refused(freeze(&rig).try_recv().unwrap(), "no agent");
+        rig.connect();
+        rig.say("{\"return\": {}}\n{\"return\": {}}\n{\"return\": {}}\n");
+        refused(thaw(&rig).try_recv().unwrap(), "not frozen");
+        let frozen = freeze(&rig);
+        assert!(rig.sent().contains("guest-fsfreeze-freeze"));
+        assert!(rig.agent.is_frozen() && frozen.try_recv().is_err(), "not answered yet");
+        refused(thaw(&rig).try_recv().unwrap(), "busy");
+        rig.say("{\"return\": 3}\n");
+        assert_eq!(frozen.try_recv().unwrap(), Ok(3));
+        refused(freeze(&rig).try_recv().unwrap(), "already");
+        // It may refuse to thaw, and is asked again.
+        let thawed = thaw(&rig);
+        rig.say("{\"error\": {\"class\": \"GenericError\", \"desc\": \"not \\u0007now\"}}\n");
+        refused(thawed.try_recv().unwrap(), "refuses: not now");
+        assert!(rig.agent.is_frozen());
+        let thawed = thaw(&rig);
+        rig.say("{\"return\": 3}\n");
+        assert_eq!((thawed.try_recv().unwrap(), rig.agent.is_frozen()), (Ok(3), false));
+        // One that refuses, then one that goes away in the middle.
+        let frozen = freeze(&rig);
+        rig.say("{\"error\": {}}\n");
+        refused(frozen.try_recv().unwrap(), "no reason");
+        assert!(!rig.agent.is_frozen());
+        let frozen = freeze(&rig);
+        rig.agent.opened(false);
+        refused(frozen.try_recv().unwrap(), "has gone");
+        assert!(!rig.agent.is_frozen(), "a guest that starts again has thawed");
+    }
+
+    #[test]
+    fn a_freeze_that_everybody_forgets_ends_by_itself() {
+        let mut rig = rig();
+        rig.connect();
+        rig.say("{\"return\": {}}\n{\"return\": {}}\n{\"return\": {}}\n");
+        rig.agent.freeze(Duration::from_millis(20), Box::new(|_| {}));
+        rig.say("{\"return\": 1}\n");
+        rig.sent();
+        for _ in 0..1000 {
+            if rig.agent.lock().asked.front() == Some(&Question::Thaw) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(rig.sent().contains("guest-fsfreeze-thaw"));
+        rig.say("{\"return\": 1}\n");
+        assert!(!rig.agent.is_frozen());
     }
 
     proptest! {

@@ -60,6 +60,8 @@ pub enum Effect {
     None,
     Reset,
     PowerOff,
+    /// Takes out of the PCI slots what the guest has let go.
+    Eject,
 }
 
 /// The guest touched something that is not there. Never a host failure.

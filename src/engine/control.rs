@@ -3,7 +3,6 @@
 //! Connections only carry messages. What they ask for is done by the machine's thread, which gets it through one channel.
 
 use std::{
-    fs::File,
     io::{self, Write},
     os::{
         fd::OwnedFd,
@@ -30,7 +29,8 @@ const STALLED: Duration = Duration::from_secs(10);
 pub enum Order {
     Request {
         action: EngineAction,
-        file: Option<File>,
+        /// In the order in which they were handed over.
+        files: Vec<OwnedFd>,
         answer: Answer,
     },
     Vcpu(VcpuEvent),
@@ -57,6 +57,10 @@ impl Answer {
     }
     pub fn refused(self, why: impl Into<String>) {
         self.send(Some(why.into()), Vec::new());
+    }
+    /// Done, or refused with a sentence.
+    pub fn result(self, result: Result<(), String>) {
+        self.send(result.err(), Vec::new());
     }
     pub fn with(self, payload: Vec<u8>) {
         self.send(None, payload);
@@ -178,9 +182,9 @@ fn connection(stream: &UnixStream, orders: &Sender<Order>, announcer: &Announcer
             let request: EngineRequest = serde_json::from_slice(pending.get(..end).unwrap_or_default())?;
             pending.drain(..=end);
             let answer = Answer { id: request.id, to: to.clone() };
-            let file = files.pop().map(File::from);
-            files.clear();
-            orders.send(Order::Request { action: request.action, file, answer }).map_err(io::Error::other)?;
+            orders
+                .send(Order::Request { action: request.action, files: std::mem::take(&mut files), answer })
+                .map_err(io::Error::other)?;
         }
         if pending.len() > MESSAGE_BYTES_MAX {
             return Err(io::ErrorKind::InvalidData.into());

@@ -1,6 +1,8 @@
 //! The devices of the machine `pc-1`, made and wired once.
 
 mod boot_devices;
+mod functions;
+mod plug;
 mod saved;
 
 use std::{
@@ -14,19 +16,19 @@ use std::{
 };
 
 pub use self::boot_devices::{boot_order, first_boot};
+use self::functions::Functions;
 use super::{
-    addresses::{AddressSink, AddressWatch},
+    addresses::AddressSink,
     agent::{self, Agent, AgentSink},
-    ahci::{Ahci, AhciDisk, AhciIo, CdTray},
+    ahci::{AhciIo, CdTray},
     bus::{Bus, SharedDevice},
     chipset::{HostBridge, IsaPins, Piix3, Piix4Pm, PirqRouter},
     cmos::Cmos,
     console::{ConsoleHub, SCROLLBACK_BYTES},
     debugcon::DebugConsole,
     disk::RawFile,
-    e1000::{E1000, E1000Io},
     facts::MachineFacts,
-    fault::{FaultReport, HostFaults},
+    fault::HostFaults,
     flash::Flash,
     fwcfg::FwCfg,
     generation::Generation,
@@ -35,36 +37,33 @@ use super::{
     layout::{self, slot},
     log::GuestLog,
     memory::{Gpa, GuestRam, HostRegion},
-    net_backend::NetBackend,
-    nvme::{self, Nvme, NvmeDisk, NvmeIo},
     pci::{
         DevFn,
+        hotplug::Hotplug,
         root::{AddressPort, DataPort, PciRoot, Placement},
     },
     pm::{PM_BYTES, PmBlock},
     pvpanic::{Panic, PanicPort},
-    rate_limit::{RateLimit, RateLimits},
     reset::{ResetControl, SystemControl},
     screen::Screen,
     timer::Clock,
+    tpm::{EmulatorSockets, Tpm, TpmHold},
     uart::Uart,
     vga::{self, SharedVga, Vga},
     virtio::{
-        VirtioDevice, Worker,
         balloon::{Balloon, BalloonControl},
-        block::{Block, BlockOptions},
         console::Console,
-        input::{Tablet, TabletInput},
-        net::{Net, NetLink, NetParts},
-        pci::VirtioPci,
+        gpu::Gpu,
+        input::{KeyboardInput, Tablet, TabletInput},
+        net::NetLink,
         rng::Rng,
         vsock::Vsock,
     },
-    watchdog::{Watchdog, WatchdogHold},
-    xhci::{self, UsbDevices, UsbDisk, UsbInput, XhciIo},
+    watchdog::WatchdogHold,
+    xhci::{UsbInput, XhciIo},
 };
 use crate::{
-    spec::{self, DiskBus, GuestSpec, NetworkModel, NetworkSpec},
+    spec::{self, GuestSpec, RateLimit},
     types::Id,
 };
 
@@ -96,6 +95,7 @@ pub struct DeviceFiles {
     /// The queues of a tap, or one socket; empty without a network.
     pub network: Vec<OwnedFd>,
     pub vsock: Option<UnixListener>,
+    pub tpm: Option<EmulatorSockets>,
     pub vga_rom: Option<Vec<u8>>,
     /// The flash chip with the firmware's variables, and where it is.
     pub flash: Option<(File, Gpa)>,
@@ -128,9 +128,9 @@ pub struct Devices {
     pub video: HostRegion,
     pub tray: CdTray,
     pub tablet: TabletInput,
+    /// When the guest has a virtio keyboard.
+    pub keyboard: Option<KeyboardInput>,
     pub agent: Agent,
-    /// When the guest has a virtio card.
-    pub network_link: Option<NetLink>,
     pub balloon: BalloonControl,
     pub generation: Generation,
     cmos: Cmos,
@@ -142,16 +142,14 @@ pub struct Devices {
     flash: Option<(Gpa, Arc<Mutex<Flash>>)>,
     faults: HostFaults,
     ahci: AhciIo,
-    nvme: Vec<NvmeIo>,
-    /// Of the disks on virtio, by their ids.
-    limits: Vec<(Id, RateLimits)>,
-    /// When the guest has that card.
-    e1000: Option<E1000Io>,
     watchdog: Option<WatchdogHold>,
+    tpm: Option<Arc<Mutex<Tpm>>>,
+    tpm_hold: Option<TpmHold>,
     /// When the guest has USB: its controller, and the way of keys and pointer to it.
     usb: Option<XhciIo>,
     pub usb_input: Option<UsbInput>,
-    workers: Vec<Worker>,
+    hotplug: Hotplug,
+    functions: Functions,
 }
 
 impl Devices {
@@ -181,10 +179,12 @@ impl Devices {
         let vga = Vga::new()?;
         let video = lock(&vga).vram();
         board.set_video_ram(&video);
-        root.add(DevFn::new(slot::VGA, 0), IrqLine::unconnected(), 0, |_| vga::pci_function(&vga));
         let (writes, dirty) = (Arc::clone(board), Arc::clone(board));
         let settle = Box::new(move || writes.settle_writes());
-        let screen = Screen::new(Arc::clone(&vga), settle, Box::new(move || dirty.take_dirty_video()));
+        let gpu = if spec.switches.gpu { Some(Gpu::new()?) } else { None };
+        let display = gpu.as_ref().map(Gpu::display);
+        let dirty = Box::new(move || dirty.take_dirty_video());
+        let screen = Screen::with_gpu(Arc::clone(&vga), display, settle, dirty);
 
         let faults = HostFaults::new({
             let report = Arc::clone(&listeners.host_fault);
@@ -201,19 +201,15 @@ impl Devices {
         if let Some(medium) = files.cd {
             tray.insert(RawFile::new(medium, true)?);
         }
-        let mut functions = Functions {
-            root: &mut root,
-            router: &router,
-            ram,
-            nvme: Vec::new(),
-            limits: Vec::new(),
-            workers: Vec::new(),
-        };
-        let (ahci, usb_disks) = functions.add_storage(spec, files.disks, &tray, &faults, listeners)?;
-        let (network_link, e1000) = match &spec.network {
-            Some(network) if !files.network.is_empty() => functions.add_network(network, files.network, listeners)?,
-            _ => (None, None),
-        };
+        let pci = Arc::new(Mutex::new(root));
+        let mut functions = Functions::new(&pci, &router, ram, spec.cpus, listeners);
+        functions.add_display(vga::pci_function(&vga), gpu)?;
+        let (ahci, usb_disks) = functions.add_storage(spec, files.disks, &tray, &faults)?;
+        if let Some(network) = &spec.network
+            && !files.network.is_empty()
+        {
+            functions.add_network(network, files.network)?;
+        }
         functions.add_virtio(slot::RNG, Rng::new()?)?;
         let tablet = Tablet::new()?;
         let tablet_input = tablet.input();
@@ -228,12 +224,20 @@ impl Devices {
             let connect = Box::new(|_| Err(io::ErrorKind::ConnectionRefused.into()));
             functions.add_virtio(slot::VSOCK, Vsock::new(GUEST_CID, listener, connect)?)?;
         }
+        let keyboard = if spec.switches.virtio_keyboard { Some(functions.add_keyboard()?) } else { None };
         let watchdog = match spec.watchdog {
             spec::Watchdog::None => None,
-            _ => Some(functions.add_watchdog(Arc::clone(&listeners.watchdog))?),
+            _ => Some(functions.add_watchdog()?),
         };
-        let (usb, usb_input) = functions.add_usb(spec.usb, usb_disks, listeners)?;
-        let Functions { nvme, limits, workers, .. } = functions;
+        let tpm = match (spec.switches.tpm, files.tpm) {
+            (true, Some(sockets)) => Some(Tpm::new(sockets, log.clone())?),
+            (true, None) => return Err(io::Error::other("nobody handed over the TPM's emulator")),
+            (false, _) => None,
+        };
+        let tpm_hold = tpm.as_ref().map(Tpm::hold);
+        let (usb, usb_input) = functions.add_usb(spec.switches.usb, usb_disks)?;
+        let event = pm.clone();
+        let hotplug = Hotplug::new(move || event.raise_gpe(layout::GPE_HOTPLUG));
 
         let hub = ConsoleHub::new(SCROLLBACK_BYTES);
         let sink = Arc::clone(&hub);
@@ -259,10 +263,10 @@ impl Devices {
                 let panic = Arc::clone(&listeners.panic);
                 move |said| panic(said)
             }))),
-            pci: Arc::new(Mutex::new(root)),
+            pci,
             tablet: tablet_input,
+            keyboard,
             agent,
-            network_link,
             balloon: balloon_control,
             generation,
             pio,
@@ -276,13 +280,13 @@ impl Devices {
             flash,
             faults,
             ahci,
-            nvme,
-            limits,
-            e1000,
             watchdog,
+            tpm: tpm.map(|tpm| Arc::new(Mutex::new(tpm))),
+            tpm_hold,
             usb,
             usb_input,
-            workers,
+            hotplug,
+            functions,
         };
         devices.map_fixed();
         Ok(devices)
@@ -290,7 +294,7 @@ impl Devices {
 
     /// Puts the devices with fixed addresses on the buses.
     fn map_fixed(&self) {
-        let ports: [(std::ops::Range<u64>, SharedDevice); 13] = [
+        let ports: [(std::ops::Range<u64>, SharedDevice); 14] = [
             (layout::I8042, self.i8042.data_port()),
             (layout::I8042_COMMAND, self.i8042.command_port()),
             (layout::CMOS, self.cmos.ports()),
@@ -303,6 +307,7 @@ impl Devices {
             (layout::RESET_CONTROL..layout::RESET_CONTROL + 1, Arc::clone(&self.reset_control) as SharedDevice),
             (layout::PCI_CONFIG.start + 4..layout::PCI_CONFIG.end, shared(DataPort(Arc::clone(&self.pci)))),
             (layout::GPE0, self.pm.gpe0()),
+            (layout::PCI_HOTPLUG, self.hotplug.ports()),
             vga::window(&self.vga),
         ];
         let [fixed @ .., window] = ports;
@@ -310,6 +315,9 @@ impl Devices {
             self.pio.map(at, device).expect("fixed ports do not overlap");
         }
         self.mmio.map(window.0, window.1).expect("nothing else is there yet");
+        if let Some(tpm) = &self.tpm {
+            self.mmio.map(layout::TPM, Arc::clone(tpm) as SharedDevice).expect("nothing else is there yet");
+        }
         if let Some((at, flash)) = &self.flash {
             let end = at.0 + lock(flash).bytes() as u64;
             self.mmio.map(at.0..end, Arc::clone(flash) as SharedDevice).expect("only the VGA window is there yet");
@@ -324,6 +332,7 @@ impl Devices {
         self.i8042.reset();
         self.cmos.reset();
         self.pm.reset();
+        self.hotplug.reset();
         self.generation.reset();
         lock(&self.fw_cfg).reset();
         lock(&self.system_control).reset();
@@ -333,6 +342,9 @@ impl Devices {
         if let Some((_, flash)) = &self.flash {
             lock(flash).reset();
         }
+        if let Some(tpm) = &self.tpm {
+            lock(tpm).reset();
+        }
         lock(&self.vga).reset();
         self.screen.redraw();
         self.hub.mark_reset();
@@ -340,49 +352,50 @@ impl Devices {
 
     /// Returns when no I/O is in flight. Every vCPU is parked.
     pub fn hold(&self) {
-        for worker in &self.workers {
-            worker.hold();
-        }
-        for controller in &self.nvme {
-            controller.hold();
-        }
+        self.functions.hold();
         if let Some(usb) = &self.usb {
             usb.hold();
         }
         if let Some(watchdog) = &self.watchdog {
             watchdog.hold();
         }
-        self.ahci.quiesce();
-        if let Some(card) = &self.e1000 {
-            card.quiesce();
+        if let Some(tpm) = &self.tpm_hold {
+            tpm.hold();
         }
+        self.ahci.quiesce();
     }
 
     /// I/O goes on; requests that met a host fault are tried again.
     pub fn release(&self) {
         self.ahci.resume();
-        if let Some(card) = &self.e1000 {
-            card.resume();
-        }
         self.faults.resume();
-        for worker in &self.workers {
-            worker.release();
-        }
-        for controller in &self.nvme {
-            controller.release();
-        }
+        self.functions.release();
         if let Some(usb) = &self.usb {
             usb.release();
         }
         if let Some(watchdog) = &self.watchdog {
             watchdog.release();
         }
+        if let Some(tpm) = &self.tpm_hold {
+            tpm.release();
+        }
+    }
+
+    /// Brings what must not be cut short to its end, before a save. Everything is held.
+    ///
+    /// Errors: it takes longer than anybody should wait; everything can go on.
+    pub fn settle(&self) -> io::Result<()> {
+        self.tpm_hold.as_ref().map_or(Ok(()), TpmHold::settle)
     }
 
     /// Changes how much the guest may ask of a disk, at once. False when it has no such disk on virtio.
     pub fn limit_disk(&self, disk: &Id, limit: RateLimit) -> bool {
-        let found = self.limits.iter().find(|(id, _)| id == disk);
-        found.map(|(_, limits)| limits.set(limit)).is_some()
+        self.functions.limits(disk).map(|limits| limits.set(limit)).is_some()
+    }
+
+    /// The host's hold on the guest's card, when that is virtio's.
+    pub fn network_link(&self) -> Option<&NetLink> {
+        self.functions.link()
     }
 
     /// The end: nothing waits any more.
@@ -430,138 +443,6 @@ fn add_chipset(
         }
     };
     root.add(DevFn::new(slot::PIIX, 3), IrqLine::unconnected(), 0, |_| Piix4Pm::new(place));
-}
-
-/// Adds functions to the root and remembers their workers.
-struct Functions<'a> {
-    root: &'a mut PciRoot,
-    router: &'a PirqRouter,
-    ram: &'a GuestRam,
-    nvme: Vec<NvmeIo>,
-    limits: Vec<(Id, RateLimits)>,
-    workers: Vec<Worker>,
-}
-
-impl Functions<'_> {
-    fn add_virtio<D: VirtioDevice + 'static>(&mut self, slot: u8, device: D) -> io::Result<()> {
-        self.workers.extend_from_slice(device.workers());
-        let vectors = VirtioPci::vectors(&device);
-        let irq = self.router.join(layout::pirq(slot, 1));
-        let ram = self.ram.clone();
-        self.root.try_add(DevFn::new(slot, 0), irq, vectors, |wiring| VirtioPci::new(device, ram, &wiring))?;
-        Ok(())
-    }
-
-    fn add_watchdog(&mut self, bite: Arc<dyn Fn() + Send + Sync>) -> io::Result<WatchdogHold> {
-        let at = DevFn::new(slot::WATCHDOG, 0);
-        let made =
-            self.root.try_add(at, IrqLine::unconnected(), 0, |_| Watchdog::new(Clock::monotonic(), move || bite()))?;
-        let hold = lock(&made).hold();
-        Ok(hold)
-    }
-
-    /// A controller, when there is something for it: keyboard and tablet as the guest wants them, disks.
-    fn add_usb(
-        &mut self,
-        input: bool,
-        disks: Vec<UsbDisk>,
-        listeners: &Listeners,
-    ) -> io::Result<(Option<XhciIo>, Option<UsbInput>)> {
-        if !input && disks.is_empty() {
-            return Ok((None, None));
-        }
-        let devices = UsbDevices { keyboard: input, tablet: input, disks };
-        let irq = self.router.join(layout::pirq(slot::XHCI, 1));
-        let made = xhci::add(self.root, irq, self.ram.clone(), devices, &listeners.host_fault)?;
-        let controller = lock(&made);
-        Ok((Some(controller.io()), Some(controller.input())))
-    }
-
-    fn add_nvme(&mut self, slot: u8, disk: NvmeDisk, report: FaultReport) -> io::Result<()> {
-        let irq = self.router.join(layout::pirq(slot, 1));
-        let ram = self.ram.clone();
-        let controller = self
-            .root
-            .try_add(DevFn::new(slot, 0), irq, nvme::VECTORS, |wiring| Nvme::new(ram, &wiring, disk, report))?;
-        self.nvme.push(lock(&controller).io());
-        Ok(())
-    }
-
-    /// Gives the host's hold on a virtio card, or that on a card whose worker is not one of `workers`.
-    fn add_network(
-        &mut self,
-        network: &NetworkSpec,
-        mut links: Vec<OwnedFd>,
-        listeners: &Listeners,
-    ) -> io::Result<(Option<NetLink>, Option<E1000Io>)> {
-        let watch = AddressWatch::new(Arc::clone(&listeners.addresses));
-        match network.model {
-            NetworkModel::Virtio => {
-                let parts = NetParts { backend: network.backend, links, mac: network.mac, mtu: None, watch };
-                let card = Net::new(parts)?;
-                let link = card.link();
-                self.add_virtio(slot::NETWORK, card)?;
-                Ok((Some(link), None))
-            }
-            NetworkModel::E1000 => {
-                // The card has one pair of queues.
-                let backend = NetBackend::new(links.swap_remove(0), network.backend, watch)?;
-                let irq = self.router.join(layout::pirq(slot::NETWORK, 1));
-                let (ram, mac) = (self.ram.clone(), network.mac);
-                let card = self.root.try_add(DevFn::new(slot::NETWORK, 0), irq, 0, |wiring| {
-                    E1000::new(ram, wiring.irq, backend, mac)
-                })?;
-                let io = lock(&card).io();
-                Ok((None, Some(io)))
-            }
-        }
-    }
-
-    /// Gives the hold on the HBA, and the disks that belong behind a USB controller.
-    fn add_storage(
-        &mut self,
-        spec: &GuestSpec,
-        files: Vec<File>,
-        tray: &CdTray,
-        faults: &HostFaults,
-        listeners: &Listeners,
-    ) -> io::Result<(AhciIo, Vec<UsbDisk>)> {
-        let (mut ahci_disks, mut usb_disks) = (Vec::new(), Vec::new());
-        let mut next_slot = slot::DISK;
-        for (disk, file) in spec.disks.iter().zip(files) {
-            let backend = RawFile::new(file, disk.read_only)?;
-            let serial = disk.id.to_string();
-            match disk.bus {
-                DiskBus::Ahci => ahci_disks.push(AhciDisk { serial, backend }),
-                DiskBus::Usb => usb_disks.push(UsbDisk { serial, backend }),
-                DiskBus::Virtio => {
-                    let faults = Arc::clone(&listeners.host_fault);
-                    let limits = RateLimits::new(disk.limit)?;
-                    self.limits.push((disk.id.clone(), limits.clone()));
-                    let options = BlockOptions {
-                        serial: &serial,
-                        queues: u16::try_from(spec.cpus).unwrap_or(u16::MAX),
-                        limits,
-                        faults,
-                    };
-                    self.add_virtio(next_slot, Block::new(backend, options)?)?;
-                    next_slot += 1;
-                }
-                DiskBus::Nvme => {
-                    let report = Arc::clone(&listeners.host_fault);
-                    self.add_nvme(next_slot, NvmeDisk { serial, backend }, report)?;
-                    next_slot += 1;
-                }
-            }
-        }
-        let irq = self.router.join(layout::pirq(slot::AHCI, 1));
-        let (ram, tray) = (self.ram.clone(), tray.clone());
-        let ahci = self.root.try_add(DevFn::new(slot::AHCI, 0), irq, 0, |wiring| {
-            Ahci::new(ram, wiring.irq, ahci_disks, tray, faults)
-        })?;
-        let io = ahci.lock().unwrap_or_else(PoisonError::into_inner).io();
-        Ok((io, usb_disks))
-    }
 }
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ pub struct MachineFacts {
     pub pm_base: u16,
     /// Guest-physical addresses that 64-bit BARs may use; see `pci_memory_64`.
     pub pci_memory_64: Range<u64>,
+    /// With a TPM behind `layout::TPM`.
+    pub tpm: bool,
     /// First to last.
     pub boot_order: Vec<BootDevice>,
     /// What the boot after power on does otherwise than those after a reset.
@@ -139,6 +141,7 @@ pub(crate) mod tests {
             generation: *b"the first time. ",
             pm_base: layout::PM_BASE,
             pci_memory_64: pci_memory_64(512 << 20, 40),
+            tpm: false,
             boot_order: vec![BootDevice::VirtioDisk { slot: layout::slot::DISK }, BootDevice::AhciCd { port: 5 }],
             first_boot: None,
         }

@@ -81,7 +81,7 @@ pub struct FwCfg {
     items: BTreeMap<u16, Bytes>,
     names: Vec<(String, u16)>,
     acpi: Option<AcpiPatch>,
-    /// What the first reset changes; a file may get another size, since a guest looks the size up when it has been reset.
+    /// What the next reset changes; a file may get another size, since a guest looks the size up when it has been reset.
     after_first_boot: Replacement,
     /// The PM base in the ACPI files, once the guest has looked at them after the last reset.
     acpi_pm_base: Option<u16>,
@@ -167,6 +167,12 @@ impl FwCfg {
         self.add_file(BOOT_ORDER_FILE, first);
         self.add_file(BOOT_MENU_FILE, menu(wait_ms));
         self.after_first_boot = vec![(BOOT_ORDER_FILE, usual), (BOOT_MENU_FILE, menu(BOOT_MENU_WAIT_MS))];
+    }
+
+    /// What firmware tries first to last, from the next reset on.
+    pub fn set_boot_order(&mut self, devices: &[BootDevice]) {
+        self.after_first_boot.retain(|(name, _)| *name != BOOT_ORDER_FILE);
+        self.after_first_boot.push((BOOT_ORDER_FILE, boot_order(devices)));
     }
 
     /// Adds a numbered item.

@@ -10,6 +10,7 @@
 //! fec0_0000  IOAPIC (in KVM)                    03c0-03df  VGA            0cf8  PCI configuration
 //! fed4_0000  TPM
 //! fee0_0000  local APIC (in KVM)                03f8-03ff  COM1           0cf9  reset
+//!                                                                         ae00  PCI hot plug
 //!                                                                         afe0  GPE0
 //! ff..       firmware, its end at 4 GiB; below it the flash chip with UEFI variables (ffc0_0000 with OVMF of 4 MiB)
 //! 1_0000_0000  the RAM above 3 GiB
@@ -46,7 +47,10 @@ pub const PANIC: Range<u64> = 0x505..0x506;
 pub const FW_CFG: Range<u64> = 0x510..0x51c;
 pub const PCI_CONFIG: Range<u64> = 0xcf8..0xd00;
 pub const RESET_CONTROL: u64 = 0xcf9;
+pub const PCI_HOTPLUG: Range<u64> = 0xae00..0xae10;
 pub const GPE0: Range<u64> = 0xafe0..0xafe4;
+/// General-purpose event: a PCI slot was filled or shall be emptied. `\_GPE._E01` of our tables hears it.
+pub const GPE_HOTPLUG: u8 = 1;
 /// General-purpose event: the VM generation id is another. `\_GPE._E05` of our tables hears it.
 pub const GPE_GENERATION: u8 = 5;
 /// What our tables and a direct boot use; the firmware may choose another.
@@ -76,6 +80,11 @@ pub mod slot {
     pub const XHCI: u8 = 17;
     pub const BALLOON: u8 = 18;
     pub const VSOCK: u8 = 19;
+    pub const KEYBOARD: u8 = 20;
+    /// From here on: for what later releases put in while a guest runs. The tables know these slots already.
+    pub const SPARE: u8 = 24;
+    /// Slots that can be filled and emptied while a guest runs, a bit each: the card's, the eight for disks, and the spare ones.
+    pub const PLUGGABLE: u32 = 1 << NETWORK | 0xff << DISK | 0xff << SPARE;
 }
 
 /// The PIRQ (0 to 3) behind interrupt pin `pin` (1 is INTA) of device `slot` (PIIX3 data sheet; swizzle of the PC machine).
@@ -92,6 +101,7 @@ pub fn split_ram(memory_bytes: u64) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec;
 
     #[test]
     fn pins_are_swizzled_as_the_tables_say() {
@@ -101,6 +111,12 @@ mod tests {
         assert_eq!(pirq(4, 1), 3);
         assert_eq!(pirq(5, 1), 0);
         assert_eq!(pirq(1, 4), 3);
+    }
+
+    #[test]
+    fn every_slot_for_a_disk_can_be_filled_and_emptied() {
+        assert_eq!(spec::DISK_SLOTS.start, slot::DISK);
+        assert!(spec::DISK_SLOTS.clone().all(|at| slot::PLUGGABLE & 1 << at != 0 && at != slot::WATCHDOG));
     }
 
     #[test]

@@ -29,6 +29,7 @@ use super::{
     pci::assign,
     suspend::{self, Memory, Reader, States, Written},
     topology::Topology,
+    tpm::EmulatorSockets,
     variables,
     vcpu::{EventSink, Vcpu, VcpuConfig},
     vm::Vm,
@@ -63,6 +64,8 @@ pub struct MachineFiles {
     pub network: Vec<OwnedFd>,
     /// Of a guest with a socket device.
     pub vsock: Option<UnixListener>,
+    /// Of a guest with a TPM.
+    pub tpm: Option<EmulatorSockets>,
     /// The saved state that the machine goes on from.
     pub saved: Option<File>,
 }
@@ -96,7 +99,7 @@ impl Machine {
         log: &GuestLog,
     ) -> io::Result<Machine> {
         let saved = files.saved.map(|file| saved_state_of(spec, file)).transpose()?;
-        let ram = GuestRam::with_pages(spec.memory_bytes, spec.huge_pages)?;
+        let ram = GuestRam::with_pages(spec.memory_bytes, spec.switches.huge_pages)?;
         let vm = Vm::new(files.kvm, &ram)?;
         let facts = facts(spec, &vm);
         let vga_rom = match files.vga_rom {
@@ -126,6 +129,7 @@ impl Machine {
             cd: files.cd,
             network: files.network,
             vsock: files.vsock,
+            tpm: files.tpm,
             vga_rom,
             flash,
         };
@@ -139,7 +143,7 @@ impl Machine {
                 index,
                 topology: machine.facts.topology,
                 model: spec.cpu_model,
-                hyperv: spec.hyperv,
+                hyperv: spec.switches.hyperv,
                 start: if index == 0 { start } else { None },
                 pio: machine.devices.pio.view(),
                 mmio: machine.devices.mmio.view(),
@@ -162,6 +166,7 @@ impl Machine {
         file: &File,
         progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> io::Result<Written> {
+        self.devices.settle()?;
         let mut states = self.save_at_rest()?;
         states.push(("clock".into(), self.vm.save_clock()?));
         for (index, vcpu) in self.vcpus.iter().enumerate() {
@@ -201,7 +206,7 @@ impl Machine {
         self.devices.screen.redraw();
         // Switches and neighbours may have forgotten the guest. Its card's worker, which is held, has it announce itself when it
         // goes on.
-        if let Some(link) = &self.devices.network_link {
+        if let Some(link) = self.devices.network_link() {
             link.announce();
         }
         self.saved = Some(reader);
@@ -307,7 +312,7 @@ fn saved_state_of(spec: &GuestSpec, file: File) -> io::Result<Reader> {
     let reader = Reader::open(file)?;
     // What a single start does otherwise is over, and limits may change at any time.
     let lasting = |spec: &GuestSpec| {
-        let mut spec = GuestSpec { first_boot: None, ..spec.clone() };
+        let mut spec = GuestSpec { first_boot: None, ..spec.with_slots() };
         spec.disks.iter_mut().for_each(|disk| disk.limit = RateLimit::default());
         spec
     };
@@ -334,6 +339,7 @@ fn facts(spec: &GuestSpec, vm: &Vm) -> MachineFacts {
         generation,
         pm_base: layout::PM_BASE,
         pci_memory_64: pci_memory_64(spec.memory_bytes, vm.physical_bits()),
+        tpm: spec.switches.tpm,
         boot_order: boot_order(spec),
         first_boot: first_boot(spec),
     }

@@ -1,5 +1,8 @@
 //! The engine process: takes what it was handed, becomes nobody in particular, runs the guest, says how it ended.
 
+mod plugs;
+mod screen_input;
+
 use std::{
     collections::VecDeque,
     fs::File,
@@ -16,19 +19,20 @@ use std::{
 use command_fds::inherited::take_fd_ownership;
 use nix::sys::signal::{SigSet, Signal};
 
+use self::screen_input::ScreenInput;
 use super::{
+    agent::FreezeSink,
     console,
     control::{self, Announcer, Answer, Order},
     devices::Listeners,
     disk::RawFile,
-    input::{InputSink, KeyCode},
     log::GuestLog,
     machine::{Machine, MachineFiles},
     pvpanic::Panic,
     rfb,
     suspend_watch::{GivenUp, SuspendWatch},
+    tpm::EmulatorSockets,
     vcpu::VcpuEvent,
-    xhci::UsbInput,
 };
 use crate::{
     spec::{GuestSpec, Watchdog},
@@ -116,6 +120,7 @@ fn take_hands() -> io::Result<(EngineStart, Hands)> {
             // Several are the queues of one tap.
             network: iter::from_fn(|| find(&Handed::Network)).collect(),
             vsock: find(&Handed::VsockSocket).map(listen).transpose()?,
+            tpm: sockets_of_tpm(find(&Handed::Tpm), find(&Handed::Tpm)),
             saved: find(&Handed::Saved).map(File::from),
             disks,
         },
@@ -127,6 +132,27 @@ fn take_hands() -> io::Result<(EngineStart, Hands)> {
         vnc: listen(find(&Handed::VncSocket).ok_or_else(|| missing("screen socket"))?)?,
     };
     Ok((start, hands))
+}
+
+/// The control channel comes first.
+fn sockets_of_tpm(control: Option<OwnedFd>, commands: Option<OwnedFd>) -> Option<EmulatorSockets> {
+    Some(EmulatorSockets { control: control?.into(), commands: commands?.into() })
+}
+
+/// What was handed over with an order that is about one file.
+fn one_file(mut files: Vec<OwnedFd>) -> Option<File> {
+    files.pop().map(File::from)
+}
+
+/// Replies with what the guest's agent says to a freeze or a thaw.
+fn frozen(answer: Answer, done: impl FnOnce(u64) + Send + 'static) -> FreezeSink {
+    Box::new(move |result| match result {
+        Ok(count) => {
+            done(count);
+            answer.with(count.to_string().into_bytes());
+        }
+        Err(why) => answer.refused(why),
+    })
 }
 
 /// The socket was bound by somebody else; listening makes its peer credentials ours.
@@ -176,6 +202,7 @@ fn guest(start: &EngineStart, hands: Hands) -> io::Result<EngineEnd> {
     ));
     let cd_present = hands.machine.cd.is_some();
     let mut machine = Machine::new(spec, hands.machine, &listeners, sink, &hands.log)?;
+    let present = spec.with_slots();
     let announcer = Announcer::new(Hello {
         protocol: PROTOCOL,
         version: env!("CARGO_PKG_VERSION").into(),
@@ -188,6 +215,7 @@ fn guest(start: &EngineStart, hands: Hands) -> io::Result<EngineEnd> {
         crashed: false,
         agent: None,
         balloon_bytes: machine.devices.balloon.status().target_bytes,
+        plugged: Some(plugs::plugged(&present, |slot| machine.devices.is_asked_for(slot))),
     });
     serve_consoles(&machine, hands.serial, hands.vnc, spec)?;
     if machine.begin()? {
@@ -206,7 +234,7 @@ fn guest(start: &EngineStart, hands: Hands) -> io::Result<EngineEnd> {
         crashes: 0,
         on_watchdog: spec.watchdog,
         asked_us,
-        spec: spec.clone(),
+        spec: present,
         later: VecDeque::new(),
     };
     let end = keeper.follow(&inbox);
@@ -240,34 +268,8 @@ fn serve_consoles(machine: &Machine, serial: UnixListener, vnc: UnixListener, sp
         uart.lock().unwrap_or_else(std::sync::PoisonError::into_inner).type_bytes(bytes);
     };
     console::serve(serial, Arc::clone(&machine.devices.hub), Arc::new(typed))?;
-    let input = Arc::new(ScreenInput {
-        keyboard: machine.devices.i8042.clone(),
-        tablet: machine.devices.tablet.clone(),
-        usb: machine.devices.usb_input.clone(),
-    });
+    let input = Arc::new(ScreenInput::new(&machine.devices));
     rfb::serve(vnc, Arc::clone(&machine.devices.screen), input, spec.name.as_str())
-}
-
-/// Keys go to the PS/2 keyboard and the pointer to the virtio tablet, unless the guest has taken its USB devices into use.
-struct ScreenInput {
-    keyboard: super::i8042::I8042,
-    tablet: super::virtio::input::TabletInput,
-    usb: Option<UsbInput>,
-}
-
-impl InputSink for ScreenInput {
-    fn key(&self, code: KeyCode, down: bool) {
-        match self.usb.as_ref().filter(|usb| usb.has_keyboard()) {
-            Some(usb) => usb.key(code, down),
-            None => self.keyboard.key(code.0, down),
-        }
-    }
-    fn pointer(&self, x: u16, y: u16, buttons: u8, wheel: i8) {
-        match self.usb.as_ref().filter(|usb| usb.has_tablet()) {
-            Some(usb) => usb.pointer(x, y, buttons, wheel),
-            None => self.tablet.pointer(x, y, buttons, wheel),
-        }
-    }
 }
 
 /// The machine's thread.
@@ -283,6 +285,7 @@ struct Keeper {
     on_watchdog: Watchdog,
     /// When somebody wished for this process, on the monotonic clock.
     asked_us: u64,
+    /// With what came and without what went since the start; the slot of each disk is named.
     spec: GuestSpec,
     /// What came while the guest was being suspended.
     later: VecDeque<Order>,
@@ -293,7 +296,7 @@ impl Keeper {
         let off = |reason: &str| EngineEnd { how: EndKind::Off, reason: reason.into() };
         while let Some(order) = self.later.pop_front().or_else(|| inbox.recv().ok()) {
             let end = match order {
-                Order::Request { action: EngineAction::Suspend, file, answer } => self.suspend(file, answer, inbox),
+                Order::Request { action: EngineAction::Suspend, files, answer } => self.suspend(files, answer, inbox),
                 Order::Request { action: EngineAction::PowerOff, answer, .. } => {
                     self.machine.pause();
                     answer.done();
@@ -301,10 +304,14 @@ impl Keeper {
                     std::thread::sleep(Duration::from_millis(20));
                     Some(off("powered off"))
                 }
-                Order::Request { action, file, answer } => self.request(action, file, answer),
+                Order::Request { action, files, answer } => self.request(action, files, answer),
                 Order::Vcpu(VcpuEvent::PowerOff) => {
                     self.machine.pause();
                     Some(off("the guest switched itself off"))
+                }
+                Order::Vcpu(VcpuEvent::Eject) => {
+                    self.let_go();
+                    None
                 }
                 Order::Vcpu(VcpuEvent::Reset) => self.wished_reset(),
                 Order::Vcpu(VcpuEvent::TripleFault) => self.triple_fault(),
@@ -350,7 +357,7 @@ impl Keeper {
         off("nobody gives orders any more")
     }
 
-    fn request(&mut self, action: EngineAction, file: Option<File>, answer: Answer) -> Option<EngineEnd> {
+    fn request(&mut self, action: EngineAction, files: Vec<OwnedFd>, answer: Answer) -> Option<EngineEnd> {
         match action {
             EngineAction::Pause => {
                 self.pause(None);
@@ -374,10 +381,13 @@ impl Keeper {
                 }
             }
             EngineAction::Suspend => answer.refused("The guest is being suspended already."),
-            EngineAction::ChangeCd => match self.change_cd(file) {
+            EngineAction::ChangeCd => match self.change_cd(one_file(files)) {
                 Ok(()) => answer.done(),
                 Err(error) => answer.refused(format!("The medium cannot be used: {error}")),
             },
+            EngineAction::AttachDisk(disk) => answer.result(self.attach_disk(disk, one_file(files))),
+            EngineAction::AttachNetwork(network) => answer.result(self.attach_network(network, files)),
+            EngineAction::Detach(device) => answer.result(self.detach(&device)),
             EngineAction::Screenshot { max_width } => {
                 match self.machine.devices.screen.png(max_width.map(|width| width as usize)) {
                     Ok(png) => answer.with(png),
@@ -388,6 +398,25 @@ impl Keeper {
                 self.machine.devices.balloon.set_target(bytes);
                 answer.done();
                 self.announcer.say(|hello| hello.balloon_bytes = bytes, &EngineMessage::Balloon { bytes });
+            }
+            EngineAction::Freeze { .. } | EngineAction::Thaw if self.paused => {
+                answer.refused("The guest is paused: nothing in it answers.");
+            }
+            EngineAction::Freeze { longest_s } => {
+                let longest = Duration::from_secs(longest_s.into());
+                let log = self.log.clone();
+                self.machine.devices.agent.freeze(
+                    longest,
+                    frozen(answer, move |count| {
+                        log.say(&format!(
+                            "engine: {count} file systems of the guest are frozen, for at most {longest_s} s"
+                        ));
+                    }),
+                );
+            }
+            EngineAction::Thaw => {
+                let log = self.log.clone();
+                self.machine.devices.agent.thaw(frozen(answer, move |_| log.say("engine: thawed")));
             }
             EngineAction::LimitDisk { disk, limit } => {
                 if self.machine.devices.limit_disk(&disk, limit) {
@@ -416,16 +445,20 @@ impl Keeper {
     }
 
     /// Writes the guest to `file` and ends; when that cannot be done, or is given up, the guest does what it did before.
-    fn suspend(&mut self, file: Option<File>, answer: Answer, inbox: &Receiver<Order>) -> Option<EngineEnd> {
-        let Some(file) = file else {
+    fn suspend(&mut self, files: Vec<OwnedFd>, answer: Answer, inbox: &Receiver<Order>) -> Option<EngineEnd> {
+        let Some(file) = one_file(files) else {
             answer.refused("No file was handed over to suspend the guest to.");
             return None;
         };
+        if self.machine.devices.agent.is_frozen() {
+            answer.refused("The guest's file systems are frozen. Thaw them first.");
+            return None;
+        }
         self.machine.pause();
         self.later.extend(inbox.try_iter());
         // What a vCPU asked for before it was parked comes first, or it would be lost.
         if self.later.iter().any(|order| matches!(order, Order::Vcpu(_))) {
-            self.later.push_back(Order::Request { action: EngineAction::Suspend, file: Some(file), answer });
+            self.later.push_back(Order::Request { action: EngineAction::Suspend, files: vec![file.into()], answer });
             return None;
         }
         let was_paused = std::mem::replace(&mut self.paused, true);
@@ -507,6 +540,7 @@ impl Keeper {
 
     /// A reset also ends a pause: what the guest waited for is gone.
     fn reset(&mut self) -> Option<EngineEnd> {
+        self.take_out_asked_for();
         if let Err(error) = self.machine.reset() {
             return Some(EngineEnd { how: EndKind::Failed, reason: format!("the guest could not be reset: {error}") });
         }

@@ -54,8 +54,8 @@ impl SuspendWatch<'_> {
     }
 
     fn hear(&mut self, order: Order) {
-        let (action, file, answer) = match order {
-            Order::Request { action, file, answer } => (action, file, answer),
+        let (action, files, answer) = match order {
+            Order::Request { action, files, answer } => (action, files, answer),
             other => return self.later.push_back(other),
         };
         match action {
@@ -71,13 +71,18 @@ impl SuspendWatch<'_> {
                 Ok(png) => answer.with(png),
                 Err(error) => answer.refused(format!("No picture could be made: {error}")),
             },
-            EngineAction::Statistics => self.later.push_back(Order::Request { action, file, answer }),
+            EngineAction::Statistics => self.later.push_back(Order::Request { action, files, answer }),
             EngineAction::Pause
             | EngineAction::Reset
             | EngineAction::PressPowerButton
             | EngineAction::Suspend
             | EngineAction::Balloon { .. }
             | EngineAction::LimitDisk { .. }
+            | EngineAction::AttachDisk(_)
+            | EngineAction::AttachNetwork(_)
+            | EngineAction::Detach(_)
+            | EngineAction::Freeze { .. }
+            | EngineAction::Thaw
             | EngineAction::ChangeCd => {
                 answer.refused("The guest is being suspended. Wait, or resume it to give that up.");
             }

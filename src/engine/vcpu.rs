@@ -43,6 +43,8 @@ pub enum VcpuEvent {
     Reset,
     /// The guest switched itself off.
     PowerOff,
+    /// The guest has let go of what was in a PCI slot.
+    Eject,
     /// A triple fault: a PC resets.
     TripleFault,
     /// The vCPU cannot go on; a sentence, and what is known for the guest's log.
@@ -376,6 +378,7 @@ impl Runner {
             Effect::None => Step::Continue,
             Effect::Reset => Step::Tell(VcpuEvent::Reset),
             Effect::PowerOff => Step::Tell(VcpuEvent::PowerOff),
+            Effect::Eject => Step::Tell(VcpuEvent::Eject),
         }
     }
 

@@ -36,7 +36,7 @@ pub struct EngineClient {
 #[derive(Debug)]
 struct Request {
     action: EngineAction,
-    descriptor: Option<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
     reply: Reply,
 }
 
@@ -80,18 +80,28 @@ impl EngineClient {
     /// Asks the engine; the reply's payload.
     ///
     /// Errors: `Conflict` with the engine's own sentence, or when it speaks another protocol; `Unavailable` when it is silent.
-    pub async fn call(&self, action: EngineAction, descriptor: Option<OwnedFd>) -> Result<Vec<u8>> {
+    pub async fn call(&self, action: EngineAction, descriptors: impl IntoIterator<Item = OwnedFd>) -> Result<Vec<u8>> {
+        self.call_within(REPLY_TIMEOUT, action, descriptors).await
+    }
+
+    /// The same for what the guest itself takes its time for.
+    pub async fn call_within(
+        &self,
+        longest: Duration,
+        action: EngineAction,
+        descriptors: impl IntoIterator<Item = OwnedFd>,
+    ) -> Result<Vec<u8>> {
         if let Some(stranger) = &self.stranger {
             return Err(Error::conflict(stranger.clone()));
         }
         let silent = || Error::new(ErrorKind::Unavailable, "The engine does not answer now; try again.");
         let (reply, replied) = oneshot::channel();
-        let request = Request { action, descriptor, reply };
+        let request = Request { action, descriptors: descriptors.into_iter().collect(), reply };
         let asked = async {
             self.requests.send(request).await.map_err(|_| silent())?;
             replied.await.map_err(|_| silent())?
         };
-        timeout(REPLY_TIMEOUT, asked).await.map_err(|_| silent())?
+        timeout(longest, asked).await.map_err(|_| silent())?
     }
 }
 
@@ -140,10 +150,10 @@ async fn converse(
         }
         tokio::select! {
             request = queue.recv() => {
-                let Some(Request { action, descriptor, reply }) = request else { return Ok(()) };
+                let Some(Request { action, descriptors, reply }) = request else { return Ok(()) };
                 waiting.retain(|_, (_, reply)| !reply.is_closed());
                 last_id += 1;
-                send(stream, &EngineRequest { id: last_id, action: action.clone() }, descriptor.as_ref()).await?;
+                send(stream, &EngineRequest { id: last_id, action: action.clone() }, &descriptors).await?;
                 waiting.insert(last_id, (action, reply));
             }
             got = inbox.fill(stream) => if got? == 0 { return Ok(()) },
@@ -161,18 +171,23 @@ fn now_observed(action: &EngineAction) -> Option<Observed> {
         | EngineAction::PressPowerButton
         | EngineAction::PowerOff
         | EngineAction::Suspend
+        | EngineAction::Freeze { .. }
+        | EngineAction::Thaw
         | EngineAction::Balloon { .. }
         | EngineAction::LimitDisk { .. }
         | EngineAction::ChangeCd
+        | EngineAction::AttachDisk(_)
+        | EngineAction::AttachNetwork(_)
+        | EngineAction::Detach(_)
         | EngineAction::Screenshot { .. }
         | EngineAction::Statistics => None,
     }
 }
 
-async fn send(stream: &UnixStream, request: &EngineRequest, descriptor: Option<&OwnedFd>) -> io::Result<()> {
+async fn send(stream: &UnixStream, request: &EngineRequest, descriptors: &[OwnedFd]) -> io::Result<()> {
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
-    let descriptors: Vec<_> = descriptor.iter().map(|fd| fd.as_fd()).collect();
+    let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     stream.async_io(Interest::WRITABLE, || wire::send_bytes(stream, &line, &descriptors)).await
 }
 

@@ -60,6 +60,17 @@ pub(super) fn place_of(image: &ImageRow) -> Place {
     }
 }
 
+/// One disk of a guest.
+pub(super) fn disk_spec(disk: &DiskRow) -> DiskSpec {
+    DiskSpec {
+        id: disk.id.clone(),
+        bus: disk.bus,
+        read_only: disk.read_only,
+        slot: disk.slot.filter(|_| disk.bus.has_slots()),
+        limit: disk.limit,
+    }
+}
+
 /// What the engine will be told; also checked when a guest is made or changed.
 pub(super) fn spec_of(row: &GuestRow, disks: &[DiskRow]) -> GuestSpec {
     let cmdline = row.cmdline.clone();
@@ -78,10 +89,7 @@ pub(super) fn spec_of(row: &GuestRow, disks: &[DiskRow]) -> GuestSpec {
             BootKind::Kernel => Boot::Kernel { initrd: row.initrd_image_id.is_some(), cmdline },
             BootKind::Test => Boot::Test { cmdline },
         },
-        disks: disks
-            .iter()
-            .map(|disk| DiskSpec { id: disk.id.clone(), bus: disk.bus, read_only: disk.read_only, limit: disk.limit })
-            .collect(),
+        disks: disks.iter().map(disk_spec).collect(),
         cd: row.cd_image_id.is_some(),
         network: match row.network {
             NetworkMode::None => None,
@@ -91,12 +99,19 @@ pub(super) fn spec_of(row: &GuestRow, disks: &[DiskRow]) -> GuestSpec {
         .map(|backend| NetworkSpec { mac: row.mac, backend, model: row.network_model }),
         watchdog: row.watchdog,
         cpu_model: row.cpu_model,
-        hyperv: row.hyperv,
-        huge_pages: row.huge_pages,
-        vsock: row.vsock,
-        usb: row.usb,
+        switches: row.switches,
         boot_order: row.boot_order.clone(),
         first_boot: None,
+    }
+}
+
+/// What its network card is connected to.
+pub(super) fn attachment_of(row: &GuestRow) -> Option<Attachment> {
+    match &row.network {
+        NetworkMode::None => None,
+        NetworkMode::Nat => Some(Attachment::Nat),
+        NetworkMode::User => Some(Attachment::User),
+        NetworkMode::Bridge(name) => Some(Attachment::Bridge(name.clone())),
     }
 }
 
@@ -119,11 +134,6 @@ fn of_rows(tx: &Tx, row: &GuestRow, disks: &[DiskRow]) -> Result<Launch> {
         kernel: place(&row.kernel_image_id)?,
         initrd: place(&row.initrd_image_id)?,
         resume: false,
-        attachment: match &row.network {
-            NetworkMode::None => None,
-            NetworkMode::Nat => Some(Attachment::Nat),
-            NetworkMode::User => Some(Attachment::User),
-            NetworkMode::Bridge(name) => Some(Attachment::Bridge(name.clone())),
-        },
+        attachment: attachment_of(row),
     })
 }

@@ -13,13 +13,13 @@ use crate::{
     changes::Change,
     error::{Error, Result},
     spec::{BootFrom, DISK_BYTES_MAX, DISK_BYTES_MIN, DISKS_MAX, DiskBus, MACHINE},
-    state_files::VARIABLES,
     store::{
         Tx, blocking,
         guests::{self as rows, BootKind, DiskRow, GuestRow, NetworkMode},
         images::{self, ImageRow},
         users,
     },
+    switches::Switches,
     tasks::{NewTask, Progress},
     types::{Id, MacAddr, Name, now_ms, show_size},
     wire::{HostAnswer, HostRequest},
@@ -31,8 +31,8 @@ const MEMORY_BYTES: u64 = 512 << 20;
 const SECTOR_BYTES: u64 = 512;
 
 /// A disk that was checked and does not exist yet.
-struct Plan {
-    row: DiskRow,
+pub(super) struct Plan {
+    pub(super) row: DiskRow,
     image: Option<ImageRow>,
 }
 
@@ -66,10 +66,7 @@ impl Guests {
             network_model: wanted.network_model.unwrap_or_default(),
             watchdog: wanted.watchdog.unwrap_or_default(),
             cpu_model: wanted.cpu_model.unwrap_or_default(),
-            hyperv: wanted.hyperv.unwrap_or_default(),
-            huge_pages: wanted.huge_pages.unwrap_or_default(),
-            vsock: wanted.vsock.unwrap_or_default(),
-            usb: wanted.usb.unwrap_or_default(),
+            switches: Switches::default().with(&wanted.switches),
             suspended: false,
             mac: MacAddr::random(),
             failure: None,
@@ -108,12 +105,15 @@ impl Guests {
         Ok((self.get(id.as_str()).await?, warnings))
     }
 
-    /// Changes a stopped guest. Empty disks exist when this returns; images are copied by a task, which `Guest.task` names.
+    /// Changes a stopped guest, or disks of one that runs. Empty disks exist when this returns; images are copied by a task, which `Guest.task` names.
     ///
     /// Errors: `Conflict` while it runs, `Invalid` at its field, `NoCapacity`; nothing is changed then.
     pub async fn change(&self, who: &str, id: &Id, wanted: ChangeGuest) -> Result<(Guest, Vec<String>)> {
         let supervisor = self.supervisor_of(id)?;
         let _busy = supervisor.busy.lock().await;
+        if supervisor.status().state.is_live() {
+            return self.change_running(who, id, &supervisor, wanted).await;
+        }
         self.must_rest(id, "changed")?;
         let guest = id.clone();
         let removed = wanted.remove_disks.clone();
@@ -160,32 +160,6 @@ impl Guests {
         self.forget(id, gone).await
     }
 
-    /// Takes the variables of a stopped UEFI guest away: its firmware starts as new, with the keys of Secure Boot as they were at first.
-    ///
-    /// Errors: `Conflict` while it runs, and when it has no such firmware.
-    pub async fn reset_firmware(&self, who: &str, id: &Id) -> Result<()> {
-        let supervisor = self.supervisor_of(id)?;
-        let _busy = supervisor.busy.lock().await;
-        self.must_rest(id, "reset")?;
-        let (guest, who, folder) = (id.clone(), who.to_owned(), self.0.state_dir.join("guests").join(id.as_str()));
-        let work = move |tx: &Tx| {
-            let row = rows::by_id(tx, &guest)?.ok_or_else(|| Error::not_found("There is no such guest."))?;
-            if !row.boot.is_uefi() {
-                return Err(Error::conflict("The guest has no UEFI firmware, and so no settings of it."));
-            }
-            for name in VARIABLES {
-                match std::fs::remove_file(folder.join(name)) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(Error::internal(format!("Cannot remove {name} of the guest."), error));
-                    }
-                    _ => {}
-                }
-            }
-            users::audit(tx, &who, "", "reset_firmware_of_guest", row.name.as_str(), guest.as_str())
-        };
-        self.0.around.store.writing(work).await
-    }
-
     /// Takes a guest that is in no row any more out of everything else.
     async fn forget(&self, id: &Id, gone: Vec<Id>) -> Result<()> {
         self.supervisors().remove(id);
@@ -207,7 +181,7 @@ impl Guests {
         Ok(())
     }
 
-    fn must_rest(&self, id: &Id, verb: &str) -> Result<()> {
+    pub(super) fn must_rest(&self, id: &Id, verb: &str) -> Result<()> {
         let state = self.supervisor_of(id)?.status().state;
         if state == State::Suspended {
             let text = "The guest is suspended. Start it to go on, or discard its saved state; then it can be";
@@ -217,15 +191,13 @@ impl Guests {
             return Err(Error::conflict(format!("The guest is {state}. It can be {verb} when it has stopped.")));
         }
         if self.preparing().contains_key(id) {
-            return Err(Error::conflict(
-                "A disk of this guest is still being prepared. Wait for that task or cancel it.",
-            ));
+            return Err(being_prepared());
         }
         Ok(())
     }
 
     /// UEFI where the host has it.
-    async fn usual_firmware(&self) -> BootKind {
+    pub(super) async fn usual_firmware(&self) -> BootKind {
         match self.0.around.host.call(HostRequest::FirmwareStatus).await {
             Ok((HostAnswer::FirmwareStatus { uefi: true }, _)) => BootKind::Uefi,
             Ok(_) | Err(_) => BootKind::Bios,
@@ -240,7 +212,7 @@ impl Guests {
     }
 
     /// Makes the empty disks, then runs `write` in one transaction; the disks go again when it fails. Returns what is to be copied.
-    async fn make_disks(
+    pub(super) async fn make_disks(
         &self,
         plans: Vec<Plan>,
         write: impl FnOnce(&Tx, &[Plan]) -> Result<()> + Send + 'static,
@@ -265,7 +237,14 @@ impl Guests {
     }
 
     /// What follows the transaction: the supervisor, the copies, the start.
-    async fn finish(&self, who: &str, guest: (Id, Name), copies: Vec<Plan>, start: bool, new: bool) -> Result<()> {
+    pub(super) async fn finish(
+        &self,
+        who: &str,
+        guest: (Id, Name),
+        copies: Vec<Plan>,
+        start: bool,
+        new: bool,
+    ) -> Result<()> {
         let (id, name) = guest;
         if copies.is_empty() {
             if new {
@@ -324,10 +303,14 @@ impl Job {
         let inner = &self.guests.0;
         let total = files.iter().map(|(_, _, bytes)| *bytes).sum();
         let mut meter = disks::Meter::new(progress, "Copying", total);
+        let mut busy = None;
         let mut copy = || -> Result<()> {
             for (row, image, _) in &files {
                 disks::copy(&inner.state_dir, &row.id, image, row.size_bytes, &mut meter)?;
             }
+            // A start that comes in between would give the guest the same disks.
+            let supervisor = self.guests.supervisor_of(&self.id)?;
+            busy = Some(inner.around.runtime.block_on(supervisor.busy.lock_owned()));
             inner
                 .around
                 .store
@@ -336,7 +319,15 @@ impl Job {
         match copy() {
             Ok(()) => {
                 self.guests.preparing().remove(&self.id);
+                let attach =
+                    |(row, ..): &(DiskRow, File, u64)| inner.around.runtime.block_on(self.guests.attach(&self.id, row));
+                let attached = files.iter().try_for_each(attach);
+                drop(busy);
                 inner.around.changes.tell(Change::Guest(self.id.clone()));
+                attached.map_err(|error| {
+                    let text = format!("The guest has the disk from its next start; it could not get it now: {error}");
+                    Error::new(error.kind(), text)
+                })?;
                 if self.start {
                     let (guests, id) = (self.guests.clone(), self.id.clone());
                     inner.around.runtime.spawn(async move {
@@ -377,8 +368,12 @@ impl Job {
     }
 }
 
+pub(super) fn being_prepared() -> Error {
+    Error::conflict("A disk of this guest is still being prepared. Wait for that task or cancel it.")
+}
+
 /// The row and the new disks that a change results in.
-fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest, usual: BootKind) -> Result<(GuestRow, Vec<Plan>)> {
+pub(super) fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest, usual: BootKind) -> Result<(GuestRow, Vec<Plan>)> {
     let ChangeGuest {
         name,
         cpus,
@@ -392,10 +387,7 @@ fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest, usual: BootKind) -> Result<(Gu
         network_model,
         watchdog,
         cpu_model,
-        hyperv,
-        huge_pages,
-        vsock,
-        usb,
+        switches,
         add_disks,
         remove_disks,
     } = wanted;
@@ -420,10 +412,7 @@ fn changed(tx: &Tx, id: &Id, wanted: ChangeGuest, usual: BootKind) -> Result<(Gu
     row.network_model = network_model.unwrap_or(row.network_model);
     row.watchdog = watchdog.unwrap_or(row.watchdog);
     row.cpu_model = cpu_model.unwrap_or(row.cpu_model);
-    row.hyperv = hyperv.unwrap_or(row.hyperv);
-    row.huge_pages = huge_pages.unwrap_or(row.huge_pages);
-    row.vsock = vsock.unwrap_or(row.vsock);
-    row.usb = usb.unwrap_or(row.usb);
+    row.switches = row.switches.with(&switches);
     let mut disks = rows::disks(tx, id)?;
     if let Some(stranger) = remove_disks.iter().find(|gone| !disks.iter().any(|disk| disk.id == **gone)) {
         return Err(Error::invalid("remove_disks", format!("This guest has no disk {stranger}.")));
@@ -525,6 +514,8 @@ fn plan(tx: &Tx, (guest, created_ms): (&Id, i64), first: u32, wanted: &[NewDisk]
             image_id: image.as_ref().map(|image| image.id.clone()),
             read_only: false,
             ready: image.is_none(),
+            slot: None,
+            leaving: false,
             limit: disk.limit,
             created_ms,
         };

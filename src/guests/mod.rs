@@ -5,9 +5,12 @@
 
 mod disks;
 pub mod engine_client;
+pub mod freeze;
+mod kept;
 mod launch;
 pub mod lifecycle;
 mod make;
+mod plug;
 pub mod status;
 pub mod supervisor;
 mod suspended;
@@ -298,6 +301,9 @@ impl Guests {
         let supervisor = self.supervisor_of(id)?;
         let _busy = supervisor.busy.lock().await;
         let launch = if supervisor.status().state.allows(Event::Start) {
+            if supervisor.status().state != State::Suspended {
+                self.forget_left(id).await?;
+            }
             let mut launch = self.launch(id, once).await?;
             // What the supervisor knows: a full disk may have kept it from the row.
             launch.resume = supervisor.status().state == State::Suspended;
@@ -403,9 +409,11 @@ impl Guests {
     pub async fn screenshot(&self, id: &Id, max_width: Option<u32>) -> Result<Vec<u8>> {
         // A page draws a guest as soon as it is being started; its picture is there when its engine has been reached.
         let reached = |status: &Status| status.client.is_some() || !status.state.is_live();
-        let status = self.supervisor_of(id)?.wait_for(REACHED, reached).await;
+        let no_screen = || Error::not_found("The guest does not run, so it has no screen.");
+        let supervisor = self.supervisor_of(id)?;
+        let status = supervisor.wait_for(REACHED, reached).await;
         if !status.state.is_live() {
-            return Err(Error::not_found("The guest does not run, so it has no screen."));
+            return Err(no_screen());
         }
         let key = (id.clone(), max_width);
         let shots = || self.0.screenshots.lock().unwrap_or_else(PoisonError::into_inner);
@@ -418,7 +426,12 @@ impl Guests {
             Err(error) => {
                 // An engine that is just ending answers no more; what it showed last is its screen.
                 let last = shots().get(&key).filter(|(taken, _)| taken.elapsed() < SCREENSHOT_KEPT).cloned();
-                return last.map(|(_, png)| png).ok_or(error);
+                if let Some((_, png)) = last {
+                    return Ok(png);
+                }
+                // Or it has never shown anything, and its end is about to be known.
+                let status = supervisor.wait_for(SETTLE, |status| !status.state.is_live()).await;
+                return Err(if status.state.is_live() { error } else { no_screen() });
             }
         };
         let mut shots = shots();

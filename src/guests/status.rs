@@ -1,7 +1,10 @@
 //! What is known of a guest now: published by its supervisor, shown by pages, API and command line.
 
 use super::{engine_client::EngineClient, lifecycle::State};
-use crate::wire::AgentFacts;
+use crate::{
+    types::Id,
+    wire::{AgentFacts, Plugged, PluggedDevice},
+};
 
 /// What is known of a guest now; a copy for everybody who shows it.
 #[derive(Clone, Debug)]
@@ -20,6 +23,8 @@ pub struct Status {
     pub crashed: bool,
     /// What it shall give back of its memory while it runs.
     pub balloon_bytes: u64,
+    /// What can be taken out while it runs; nothing of an engine that cannot do that.
+    pub plugged: Option<Vec<Plugged>>,
     /// What its agent says, while there is one.
     pub agent: Option<AgentFacts>,
     /// To ask the running engine; nothing while it is not connected.
@@ -39,6 +44,7 @@ impl Status {
             cd_present: None,
             crashed: false,
             balloon_bytes: 0,
+            plugged: None,
             agent: None,
             client: None,
         }
@@ -47,6 +53,17 @@ impl Status {
     /// What it keeps of so much memory; nothing while that is all of it.
     pub fn memory_now(&self, memory_bytes: u64) -> Option<u64> {
         (self.balloon_bytes > 0).then(|| memory_bytes.saturating_sub(self.balloon_bytes))
+    }
+
+    /// Whether a disk is where it could be taken out.
+    pub fn has_plugged(&self, disk: &Id) -> bool {
+        let is_it = |plugged: &Plugged| matches!(&plugged.device, PluggedDevice::Disk(id) if id == disk);
+        self.plugged.iter().flatten().any(is_it)
+    }
+
+    /// Whether the guest has a network card, as far as its engine says.
+    pub fn has_card(&self) -> bool {
+        self.plugged.iter().flatten().any(Plugged::is_card)
     }
 
     /// What a person should know beside the state.

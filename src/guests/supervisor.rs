@@ -4,6 +4,7 @@
 //! longer runs beside it and reports back through the inbox.
 
 mod history;
+mod plugged;
 mod suspension;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -397,6 +398,7 @@ impl Task {
             status.agent = hello.agent;
             status.client = Some(client);
         });
+        self.plugged(hello.plugged).await;
         let reason = reason_of(&hello.observed).or(note);
         self.observe(Event::Attached(hello.observed), reason);
     }
@@ -428,6 +430,7 @@ impl Task {
                 self.change(|status| status.reason = Some(format!("The guest could not be suspended: {reason}.")));
                 self.note(SUSPEND_FAILED).await;
             }
+            EngineMessage::Plugged(plugged) => self.plugged(Some(plugged)).await,
             EngineMessage::Hello(_) | EngineMessage::Reply { .. } => {}
         }
     }
@@ -494,6 +497,7 @@ impl Task {
         if !whole && next != State::Suspended {
             // What an engine wrote that was killed over it.
             suspended::remove(&self.around.state_dir, &self.guest);
+            self.forget_left(|_| false).await;
             self.keep_end(reason.clone()).await;
         }
         self.attempt += 1; // words that are still on their way do not count
@@ -505,6 +509,7 @@ impl Task {
             status.cd_present = None;
             status.crashed = false;
             status.balloon_bytes = 0;
+            status.plugged = None;
             status.agent = None;
             status.client = None;
         });

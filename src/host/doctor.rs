@@ -40,6 +40,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
         disk(facts),
         firmware(facts, "firmware_bios", "BIOS firmware", &[Firmware::Bios, Firmware::VgaRom]),
         firmware(facts, "firmware_uefi", "UEFI firmware", &[Firmware::Uefi]),
+        tpm(facts),
         networking(facts),
         user_networking(facts),
         forward_drop(facts),
@@ -217,6 +218,15 @@ fn networking(facts: &Facts) -> Finding {
     ok(id, title, "Guests can be on the NAT network and on bridges.")
 }
 
+fn tpm(facts: &Facts) -> Finding {
+    let (id, title) = ("tpm", "TPM");
+    if facts.swtpm {
+        return ok(id, title, "\"swtpm\" can give guests a TPM 2.0.");
+    }
+    let remedy = "Install its package: apt install swtpm";
+    missing(id, title, "\"swtpm\" is missing: guests with a TPM do not start.", remedy)
+}
+
 fn user_networking(facts: &Facts) -> Finding {
     let (id, title) = ("networking_user", "User-mode networking");
     if !facts.passt {
@@ -337,6 +347,7 @@ mod tests {
             tun: true,
             tools_missing: vec![],
             passt: true,
+            swtpm: true,
             default_route: true,
             firewalls: vec![],
             cgroup_v2: true,
@@ -418,13 +429,14 @@ mod tests {
     #[test]
     fn each_other_missing_thing_has_its_remedy() {
         type Spoil = fn(&mut Facts);
-        let cases: [(&str, Spoil, &str); 11] = [
+        let cases: [(&str, Spoil, &str); 12] = [
             ("memory", |facts| facts.memory_bytes = 1 << 30, "small guests"),
             ("disk", |facts| facts.state_free = Ok(1 << 20), "--state"),
             ("disk", |facts| facts.state_free = Err("denied".into()), "--state"),
             ("networking", |facts| facts.net_admin = false, "as root"),
             ("networking", |facts| facts.tun = false, "modprobe tun"),
             ("networking", |facts| facts.tools_missing = vec![("nft", "nftables")], "apt install nftables"),
+            ("tpm", |facts| facts.swtpm = false, "apt install swtpm"),
             ("networking_user", |facts| facts.passt = false, "apt install passt"),
             ("networking_user", |facts| facts.default_route = false, "Connect"),
             ("cgroup", |facts| facts.cgroup_v2 = false, "unified_cgroup_hierarchy"),

@@ -38,6 +38,7 @@ pub struct Facts {
     /// Names and packages of network tools that are missing.
     pub tools_missing: Vec<(&'static str, &'static str)>,
     pub passt: bool,
+    pub swtpm: bool,
     pub default_route: bool,
     /// Other firewalls that stop guests, a sentence with remedy each; empty without the privilege to look.
     pub firewalls: Vec<firewall::Block>,
@@ -103,6 +104,7 @@ impl Facts {
                 .map(|tool| (tool.name, tool.package))
                 .collect(),
             passt: tool::PASST.find().is_some(),
+            swtpm: tool::SWTPM.find().is_some(),
             default_route: passt::has_default_route(),
             firewalls: if net_admin { firewall::blocks(&net::bridge_of(state)).unwrap_or_default() } else { vec![] },
             cgroup_v2: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),

@@ -29,7 +29,7 @@ use super::{cgroup, files::StateFiles, spawn};
 use crate::{
     engine::virtio::net::PAIRS_MAX,
     error::{Error, ErrorKind, Result},
-    host::{firmware::Firmware, net::Networks, passt, tap},
+    host::{firmware::Firmware, net::Networks, passt, tap, tpm},
     spec::{Boot, GuestSpec, NetworkModel, NetworkSpec},
     state_files::Owner,
     types::{Id, monotonic_us},
@@ -47,6 +47,8 @@ pub struct Engines {
     /// Who may connect to engines' sockets; `None` without privilege.
     web_user: Option<Owner>,
     live: BTreeMap<Id, Engine>,
+    /// Each ends with its engine, or before it; ours to reap.
+    swtpms: Vec<Child>,
 }
 
 struct Engine {
@@ -77,7 +79,8 @@ impl Engines {
     ) -> io::Result<(Engines, Vec<(Id, EngineEnd)>)> {
         let guests = run.join("guests");
         fs::create_dir_all(&guests)?;
-        let mut engines = Engines { run: run.to_owned(), files, networks, web_user, live: BTreeMap::new() };
+        let mut engines =
+            Engines { run: run.to_owned(), files, networks, web_user, live: BTreeMap::new(), swtpms: vec![] };
         let mut gone = Vec::new();
         for entry in fs::read_dir(guests)? {
             let Ok(id) = entry?.file_name().to_string_lossy().parse::<Id>() else { continue };
@@ -102,6 +105,11 @@ impl Engines {
         self.live.iter().map(|(guest, engine)| LiveEngine { guest: guest.clone(), pid: engine.pid }).collect()
     }
 
+    /// Errors: `Conflict` without an engine of this guest.
+    pub fn must_live(&self, guest: &Id) -> Result<()> {
+        self.live.get(guest).map(drop).ok_or_else(|| Error::conflict("The guest does not run."))
+    }
+
     /// Descriptors that become readable when an engine ends, with its guest.
     pub fn watches(&self) -> impl Iterator<Item = (&Id, BorrowedFd<'_>)> {
         self.live.iter().map(|(guest, engine)| (guest, engine.pidfd.as_fd()))
@@ -116,6 +124,11 @@ impl Engines {
         self.clear(guest);
         cgroup::release(guest);
         end
+    }
+
+    /// A child has ended: takes those away that are not engines, which have their watches.
+    pub fn reap(&mut self) {
+        self.swtpms.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
     }
 
     /// Kills at once; the watch fires.
@@ -180,12 +193,19 @@ impl Engines {
                 hands.give(Handed::Network, queue);
             }
         }
+        if launch.spec.switches.tpm {
+            let folder = self.files.open_tpm(guest, run_as)?;
+            let tpm = tpm::start(folder, run_as, self.files.open_log(guest)?)?;
+            self.swtpms.push(tpm.child);
+            hands.give(Handed::Tpm, tpm.control);
+            hands.give(Handed::Tpm, tpm.commands);
+        }
         hands.give(Handed::Log, self.files.open_log(guest)?.into());
         hands.give(Handed::Scrollback, self.files.open_scrollback(guest)?.into());
         let unavailable = |error: io::Error| {
             Error::new(ErrorKind::Unavailable, format!("Cannot start the engine: {error}.")).because(error)
         };
-        self.run_files(guest, launch.spec.vsock, &mut hands).map_err(unavailable)?;
+        self.run_files(guest, launch.spec.switches.vsock, &mut hands).map_err(unavailable)?;
         let output = self.files.open_log(guest)?;
         let start = EngineStart { spec: launch.spec.clone(), handed: hands.names, run_as, asked_us: monotonic_us() };
         let child = spawn::engine(&start, hands.fds, output).map_err(unavailable)?;
@@ -210,6 +230,16 @@ impl Engines {
             Attachment::User => {}
         }
         Ok(tap.queues)
+    }
+
+    /// The same for a guest that runs, and has no network card now.
+    ///
+    /// Errors: `Conflict` without its engine, or when that still has one; else as at a start.
+    pub fn connect_more(&self, spec: &GuestSpec, attachment: &Attachment) -> Result<Vec<OwnedFd>> {
+        spec.check().map_err(|bad| Error::invalid(bad.field, bad.message))?;
+        self.must_live(&spec.id)?;
+        let run_as = self.live.get(&spec.id).and_then(|engine| engine.run_as);
+        self.connect(spec, attachment, run_as)
     }
 
     /// Sockets and the end file, in a folder of the guest's own.

@@ -1,31 +1,39 @@
 //! Files that an engine is handed: opened here, locked here, never by a path that the web role could bend.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     io::{self, Read},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::{FileExt, MetadataExt},
+        unix::{
+            ffi::OsStrExt,
+            fs::{FileExt, MetadataExt},
+        },
     },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::{
-    fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, openat2},
+    event::{Timespec, poll},
+    fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, openat2},
     io::Errno,
 };
 
 use crate::{
     error::{Error, ErrorKind, Result},
     host::firmware::Firmware,
-    state_files::{Owner, SUSPENDED, VARIABLES},
+    state_files::{Owner, SUSPENDED, TPM, VARIABLES},
     types::Id,
     wire::Place,
 };
 
 /// Folders whose files are nobody's images, whoever asks.
 const NEVER: [&str; 5] = ["/etc", "/proc", "/sys", "/dev", "/run"];
+/// How long the `swtpm` of an engine that has ended may take to end.
+const TPM_END: Duration = Duration::from_secs(2);
 
 /// The state directory, and how files in it are reached.
 #[derive(Debug, Clone)]
@@ -138,6 +146,35 @@ impl StateFiles {
         made.map_err(cannot)
     }
 
+    /// Opens, or makes, the folder of what a guest's TPM keeps, for the user `run_as`; its group, the service user's, may empty it. Locked
+    /// for as long as any descriptor of it is open: the last `swtpm` of the guest may be about to end.
+    pub fn open_tpm(&self, guest: &Id, run_as: Option<u32>) -> Result<OwnedFd> {
+        let opened = self.folder_of_guest(guest).and_then(|own| {
+            let folder = folder_in(&own, TPM)?;
+            if let Some(user) = run_as {
+                give_folder(&folder, user)?;
+            }
+            Ok(folder)
+        });
+        let cannot = |error: io::Error| {
+            Error::new(ErrorKind::Unavailable, format!("Cannot open the TPM of the guest: {error}.")).because(error)
+        };
+        let folder = opened.map_err(cannot)?;
+        let deadline = Instant::now() + TPM_END;
+        loop {
+            match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(folder),
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    let _ = poll(&mut [], Some(&Timespec { tv_sec: 0, tv_nsec: 5_000_000 }));
+                }
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(Error::conflict("The guest's TPM is still busy with its last command; try again."));
+                }
+                Err(error) => return Err(cannot(error.into())),
+            }
+        }
+    }
+
     fn open_of_guest(&self, guest: &Id, name: &str, flags: OFlags) -> Result<File> {
         let opened = self
             .folder_of_guest(guest)
@@ -212,6 +249,27 @@ fn folder_in(above: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     }
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
     Ok(openat2(above, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?)
+}
+
+/// Gives a folder and the files in it to a user. Its group may change the folder too.
+fn give_folder(folder: &OwnedFd, user: u32) -> io::Result<()> {
+    let user = Some(Uid::from_raw(user));
+    rustix::fs::fchown(folder, user, None)?;
+    rustix::fs::fchmod(folder, Mode::from_bits_truncate(0o770))?;
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = Path::new(OsStr::from_bytes(entry.file_name().to_bytes()));
+        if entry.file_type() == FileType::Directory {
+            continue;
+        }
+        let file = regular(beneath(folder, name, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK)?)?;
+        // With a second name it may be anybody's file.
+        if file.metadata()?.nlink() != 1 {
+            return Err(io::Error::other(format!("{} has a second name", name.display())));
+        }
+        rustix::fs::fchown(&file, user, None)?;
+    }
+    Ok(())
 }
 
 /// Opens a file, and makes it when it is not there.

@@ -149,6 +149,7 @@ impl Hostd {
                                 self.end_web();
                                 return Ok(());
                             }
+                            self.engines.reap();
                         }
                     }
                     Woken::Web => self.serve_web(),
@@ -236,10 +237,10 @@ impl Hostd {
                     return self.drop_web();
                 }
             };
-            let (result, descriptor) = requests::answer(self, call.request);
+            let (result, descriptors) = requests::answer(self, call.request);
             let message = HostMessage::Answer { seq: call.seq, result };
-            let descriptors: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
-            self.send(&message, &descriptors);
+            let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+            self.send(&message, &borrowed);
         }
     }
 

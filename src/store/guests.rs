@@ -2,12 +2,13 @@
 
 use std::{fmt, num::NonZeroU64, str::FromStr};
 
-use rusqlite::{Row, named_params, params};
+use rusqlite::{Row, ToSql, named_params, params};
 
 use super::{Tx, get, maybe_parsed, parsed, signed, unsigned};
 use crate::{
     error::{Error, Result},
     spec::{BootFrom, CpuModel, DiskBus, NetworkModel, RateLimit, Watchdog},
+    switches::{SWITCHES, Switches},
     types::{BadValue, Id, MacAddr, Name},
 };
 
@@ -59,10 +60,7 @@ pub struct GuestRow {
     pub network_model: NetworkModel,
     pub watchdog: Watchdog,
     pub cpu_model: CpuModel,
-    pub hyperv: bool,
-    pub huge_pages: bool,
-    pub vsock: bool,
-    pub usb: bool,
+    pub switches: Switches,
     pub mac: MacAddr,
     /// Its state is on disk, and the next start goes on from there.
     pub suspended: bool,
@@ -83,6 +81,10 @@ pub struct DiskRow {
     pub read_only: bool,
     /// Its file is complete.
     pub ready: bool,
+    /// The PCI slot that it was seen in last; nothing for a disk that has none, or never ran.
+    pub slot: Option<u8>,
+    /// A running guest was asked to let it go for good, and had not when this was read.
+    pub leaving: bool,
     pub limit: RateLimit,
     pub created_ms: i64,
 }
@@ -189,10 +191,7 @@ fn guest(row: &Row) -> rusqlite::Result<GuestRow> {
         network_model: parsed(row, "network_model")?,
         watchdog: parsed(row, "watchdog")?,
         cpu_model: parsed(row, "cpu_model")?,
-        hyperv: get(row, "hyperv")?,
-        huge_pages: get(row, "huge_pages")?,
-        vsock: get(row, "vsock")?,
-        usb: get(row, "usb")?,
+        switches: switches_of(row)?,
         mac: parsed(row, "mac")?,
         suspended: get(row, "suspended")?,
         failure: get(row, "failure")?,
@@ -204,6 +203,29 @@ fn boot_of(row: &Row) -> rusqlite::Result<BootKind> {
     let (boot, secure): (String, bool) = (get(row, "boot")?, get(row, "secure_boot")?);
     let found = BootKind::ALL.into_iter().find(|kind| kind.columns() == (boot.as_str(), secure));
     found.ok_or_else(|| super::damaged(row, "boot", BadValue("A guest boots by bios, uefi, kernel or test.".into())))
+}
+
+/// Each has a column of its name.
+fn switches_of(row: &Row) -> rusqlite::Result<Switches> {
+    let mut switches = Switches::default();
+    for switch in SWITCHES {
+        (switch.set)(&mut switches, get(row, switch.key)?);
+    }
+    Ok(switches)
+}
+
+fn switch_words(word: fn(&str) -> String) -> String {
+    SWITCHES.iter().map(|switch| word(switch.key)).collect()
+}
+
+/// Runs a statement that also names each switch's column as a parameter.
+fn run_with_switches(tx: &Tx, sql: &str, others: &[(&str, &dyn ToSql)], switches: &Switches) -> Result<()> {
+    let own: Vec<(String, bool)> =
+        SWITCHES.iter().map(|switch| (format!(":{}", switch.key), (switch.get)(switches))).collect();
+    let own = own.iter().map(|(name, on)| (name.as_str(), on as &dyn ToSql));
+    let all: Vec<(&str, &dyn ToSql)> = others.iter().copied().chain(own).collect();
+    tx.run(sql, all.as_slice())?;
+    Ok(())
 }
 
 fn boot_order_of(row: &Row) -> rusqlite::Result<Vec<BootFrom>> {
@@ -234,6 +256,8 @@ fn disk(row: &Row) -> rusqlite::Result<DiskRow> {
         image_id: maybe_parsed(row, "image_id")?,
         read_only: get(row, "read_only")?,
         ready: get(row, "ready")?,
+        slot: get(row, "slot")?,
+        leaving: get(row, "leaving")?,
         limit: RateLimit {
             bytes_per_s: maybe_rate(row, "bytes_per_s")?,
             operations_per_s: maybe_rate(row, "operations_per_s")?,
@@ -258,13 +282,14 @@ pub fn named(tx: &Tx, id_or_name: &str) -> Result<Option<GuestRow>> {
 /// Errors: `Invalid` at `name` when another guest has that name.
 pub fn insert(tx: &Tx, row: &GuestRow) -> Result<()> {
     name_is_free(tx, &row.name, &row.id)?;
-    tx.run(
+    let (columns, values) = (switch_words(|key| format!(", {key}")), switch_words(|key| format!(", :{key}")));
+    let sql = format!(
         "INSERT INTO guests (id, name, machine, desired, note, cpus, sockets, threads, memory_bytes, boot, secure_boot, kernel_image_id,
-             initrd_image_id, cmdline, cd_image_id, boot_order, network, network_model, watchdog, cpu_model, hyperv, huge_pages, vsock, usb, bridge, mac, failure,
-             created_ms)
+             initrd_image_id, cmdline, cd_image_id, boot_order, network, network_model, watchdog, cpu_model, bridge, mac, failure, created_ms{columns})
          VALUES (:id, :name, :machine, :desired, :note, :cpus, :sockets, :threads, :memory_bytes, :boot, :secure_boot, :kernel, :initrd,
-             :cmdline, :cd, :boot_order, :network, :network_model, :watchdog, :cpu_model, :hyperv, :huge_pages, :vsock, :usb, :bridge, :mac, :failure, :created_ms)",
-        named_params! {
+             :cmdline, :cd, :boot_order, :network, :network_model, :watchdog, :cpu_model, :bridge, :mac, :failure, :created_ms{values})"
+    );
+    let row_params = named_params! {
             ":id": row.id.as_str(), ":name": row.name.as_str(), ":machine": row.machine,
             ":desired": desired_word(row.desired_on), ":note": row.note, ":cpus": row.cpus,
             ":sockets": row.sockets, ":threads": row.threads, ":memory_bytes": signed(row.memory_bytes), ":boot": row.boot.columns().0,
@@ -272,12 +297,11 @@ pub fn insert(tx: &Tx, row: &GuestRow) -> Result<()> {
             ":initrd": row.initrd_image_id.as_ref().map(Id::as_str),
             ":cmdline": row.cmdline, ":cd": row.cd_image_id.as_ref().map(Id::as_str),
             ":boot_order": boot_order_column(&row.boot_order), ":network_model": row.network_model.as_str(),
-            ":watchdog": row.watchdog.as_str(), ":cpu_model": row.cpu_model.as_str(), ":hyperv": row.hyperv, ":huge_pages": row.huge_pages, ":vsock": row.vsock, ":usb": row.usb,
+            ":watchdog": row.watchdog.as_str(), ":cpu_model": row.cpu_model.as_str(),
             ":network": row.network.column(), ":bridge": row.network.bridge(), ":mac": row.mac.to_string(),
             ":failure": row.failure, ":created_ms": row.created_ms,
-        },
-    )?;
-    Ok(())
+    };
+    run_with_switches(tx, &sql, row_params, &row.switches)
 }
 
 /// Writes what a person may change: everything but the id, the address, whether it is on and why it failed.
@@ -285,23 +309,39 @@ pub fn insert(tx: &Tx, row: &GuestRow) -> Result<()> {
 /// Errors: as `insert`.
 pub fn update(tx: &Tx, row: &GuestRow) -> Result<()> {
     name_is_free(tx, &row.name, &row.id)?;
-    tx.run(
+    let set = switch_words(|key| format!(", {key} = :{key}"));
+    let sql = format!(
         "UPDATE guests SET name = :name, note = :note, cpus = :cpus, sockets = :sockets, threads = :threads, memory_bytes = :memory_bytes, boot = :boot,
              secure_boot = :secure_boot, kernel_image_id = :kernel, initrd_image_id = :initrd, cmdline = :cmdline, cd_image_id = :cd,
-             boot_order = :boot_order, network = :network, network_model = :network_model, watchdog = :watchdog, cpu_model = :cpu_model, hyperv = :hyperv, huge_pages = :huge_pages, vsock = :vsock, usb = :usb, bridge = :bridge
-         WHERE id = :id",
-        named_params! {
+             boot_order = :boot_order, network = :network, network_model = :network_model, watchdog = :watchdog, cpu_model = :cpu_model, bridge = :bridge{set}
+         WHERE id = :id"
+    );
+    let row_params = named_params! {
             ":id": row.id.as_str(), ":name": row.name.as_str(), ":note": row.note, ":cpus": row.cpus,
             ":sockets": row.sockets, ":threads": row.threads, ":memory_bytes": signed(row.memory_bytes), ":boot": row.boot.columns().0,
             ":secure_boot": row.boot.columns().1, ":kernel": row.kernel_image_id.as_ref().map(Id::as_str),
             ":initrd": row.initrd_image_id.as_ref().map(Id::as_str),
             ":cmdline": row.cmdline, ":cd": row.cd_image_id.as_ref().map(Id::as_str),
             ":boot_order": boot_order_column(&row.boot_order), ":network_model": row.network_model.as_str(),
-            ":watchdog": row.watchdog.as_str(), ":cpu_model": row.cpu_model.as_str(), ":hyperv": row.hyperv, ":huge_pages": row.huge_pages, ":vsock": row.vsock, ":usb": row.usb,
+            ":watchdog": row.watchdog.as_str(), ":cpu_model": row.cpu_model.as_str(),
             ":network": row.network.column(), ":bridge": row.network.bridge(),
-        },
-    )?;
+    };
+    run_with_switches(tx, &sql, row_params, &row.switches)
+}
+
+/// What the network card of a guest is connected to, and what it is.
+pub fn set_network(tx: &Tx, id: &Id, network: &NetworkMode, model: NetworkModel) -> Result<()> {
+    let sql = "UPDATE guests SET network = ?2, bridge = ?3, network_model = ?4 WHERE id = ?1";
+    tx.run(sql, params![id.as_str(), network.column(), network.bridge(), model.as_str()])?;
     Ok(())
+}
+
+/// The guest has let go of its network card, and does not start from the network any more.
+pub fn forget_network(tx: &Tx, id: &Id) -> Result<()> {
+    let Some(mut row) = by_id(tx, id)?.filter(|row| row.network != NetworkMode::None) else { return Ok(()) };
+    row.network = NetworkMode::None;
+    row.boot_order.retain(|from| *from != BootFrom::Network);
+    update(tx, &row)
 }
 
 pub fn set_desired(tx: &Tx, id: &Id, on: bool) -> Result<()> {
@@ -371,6 +411,36 @@ pub fn set_disk_limit(tx: &Tx, id: &Id, limit: RateLimit) -> Result<bool> {
     )? > 0)
 }
 
+/// Where a disk is plugged in. A disk of another guest is left alone.
+pub fn set_disk_slot(tx: &Tx, guest: &Id, disk: &Id, slot: u8) -> Result<()> {
+    let sql = "UPDATE disks SET slot = ?3 WHERE id = ?2 AND guest_id = ?1 AND slot IS NOT ?3";
+    tx.run(sql, params![guest.as_str(), disk.as_str(), slot])?;
+    Ok(())
+}
+
+/// Whether the guest was asked to let a disk go.
+pub fn set_disk_leaving(tx: &Tx, disk: &Id, leaving: bool) -> Result<()> {
+    tx.run("UPDATE disks SET leaving = ?2 WHERE id = ?1", params![disk.as_str(), leaving])?;
+    Ok(())
+}
+
+/// Forgets the disks that a guest was asked to let go and that `has` says are gone, in its boot order too.
+///
+/// Returns their ids; the files are the caller's.
+pub fn delete_left_disks(tx: &Tx, guest: &Id, has: impl Fn(&Id) -> bool) -> Result<Vec<Id>> {
+    let left = |disk: &DiskRow| disk.leaving && !has(&disk.id);
+    let gone: Vec<Id> = disks(tx, guest)?.into_iter().filter(left).map(|disk| disk.id).collect();
+    if gone.is_empty() {
+        return Ok(gone);
+    }
+    gone.iter().try_for_each(|disk| delete_disk(tx, disk))?;
+    if let Some(mut row) = by_id(tx, guest)? {
+        row.boot_order.retain(|from| !matches!(from, BootFrom::Disk(disk) if gone.contains(disk)));
+        update(tx, &row)?;
+    }
+    Ok(gone)
+}
+
 pub fn delete_disk(tx: &Tx, id: &Id) -> Result<()> {
     tx.run("DELETE FROM disks WHERE id = ?1", [id.as_str()])?;
     Ok(())
@@ -435,10 +505,7 @@ pub(crate) mod tests {
             network_model: NetworkModel::Virtio,
             watchdog: Watchdog::None,
             cpu_model: CpuModel::Host,
-            hyperv: false,
-            huge_pages: false,
-            vsock: false,
-            usb: false,
+            switches: Switches::default(),
             mac: MacAddr::random(),
             suspended: false,
             failure: None,
@@ -456,6 +523,8 @@ pub(crate) mod tests {
             image_id: None,
             read_only: false,
             ready,
+            slot: None,
+            leaving: false,
             limit: RateLimit::default(),
             created_ms: guest.created_ms,
         }
@@ -480,7 +549,8 @@ pub(crate) mod tests {
         (row.cpus, row.sockets, row.threads) = (8, 2, 4);
         row.network_model = NetworkModel::E1000;
         row.watchdog = Watchdog::PowerOff;
-        (row.cpu_model, row.hyperv, row.huge_pages, row.vsock, row.usb) = (CpuModel::Portable, true, true, true, true);
+        row.cpu_model = CpuModel::Portable;
+        SWITCHES.iter().for_each(|switch| (switch.set)(&mut row.switches, true));
         row.boot_order = vec![BootFrom::Network];
         row.network = NetworkMode::Nat;
         store.write(|tx| update(tx, &row)).unwrap();

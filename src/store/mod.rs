@@ -34,6 +34,9 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0008_processor.sql"),
     include_str!("migrations/0009_usb_disks.sql"),
     include_str!("migrations/0010_disk_limits.sql"),
+    include_str!("migrations/0011_plugged_disks.sql"),
+    include_str!("migrations/0012_graphics_keyboard.sql"),
+    include_str!("migrations/0013_tpm.sql"),
 ];
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 

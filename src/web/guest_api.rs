@@ -16,6 +16,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     guests::{
         Guest,
+        freeze::FROZEN_S,
         lifecycle::{self, Event},
     },
     spec::RateLimit,
@@ -34,7 +35,10 @@ pub fn routes(app: &mut web::ServiceConfig) {
         .route("/api/v1/guests/{id}/cd", web::post().to(change_cd))
         .route("/api/v1/guests/{id}/memory", web::post().to(set_memory))
         .route("/api/v1/guests/{id}/disks/{disk}/limit", web::post().to(limit_disk))
+        .route("/api/v1/guests/{id}/freeze", web::post().to(freeze))
+        .route("/api/v1/guests/{id}/thaw", web::post().to(thaw))
         .route("/api/v1/guests/{id}/reset-firmware", web::post().to(reset_firmware))
+        .route("/api/v1/guests/{id}/reset-tpm", web::post().to(reset_tpm))
         .route("/api/v1/guests/{id}/log", web::get().to(log))
         .route("/api/v1/guests/{id}/statistics", web::get().to(statistics))
         .route("/api/v1/guests/{id}/screenshot.png", web::get().to(screenshot))
@@ -76,6 +80,7 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
                 size_bytes: disk.size_bytes,
                 bus: disk.bus,
                 ready: disk.ready,
+                leaving: disk.leaving,
                 limit: disk.limit,
             })
             .collect(),
@@ -83,10 +88,7 @@ pub fn guest_json(guest: &Guest) -> api::Guest {
         network: api::Network { mode: row.network.to_string(), model: row.network_model, mac: row.mac },
         watchdog: row.watchdog,
         cpu_model: row.cpu_model,
-        hyperv: row.hyperv,
-        huge_pages: row.huge_pages,
-        vsock: row.vsock,
-        usb: row.usb,
+        switches: row.switches,
         memory_now_bytes: status.memory_now(row.memory_bytes),
         addresses: status.addresses.clone(),
         agent: status.agent.clone(),
@@ -198,6 +200,21 @@ async fn set_memory(who: Operator, state: Data<State>, id: Path<String>, body: B
     Ok(HttpResponse::Ok().json(guest_json(&state.guests.get(guest.row.id.as_str()).await?)))
 }
 
+async fn freeze(who: Operator, state: Data<State>, id: Path<String>, body: Bytes) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let wanted = if body.is_empty() { api::Freeze::default() } else { json(&body)? };
+    let file_systems = state.guests.freeze(&guest.row.id, wanted.seconds.unwrap_or(FROZEN_S)).await?;
+    state.audit_guest(&who, "freeze_file_systems_of", &guest.row).await?;
+    Ok(HttpResponse::Ok().json(api::Frozen { file_systems }))
+}
+
+async fn thaw(who: Operator, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let file_systems = state.guests.thaw(&guest.row.id).await?;
+    state.audit_guest(&who, "thaw_file_systems_of", &guest.row).await?;
+    Ok(HttpResponse::Ok().json(api::Frozen { file_systems }))
+}
+
 async fn limit_disk(
     who: Operator,
     state: Data<State>,
@@ -217,6 +234,12 @@ async fn change_cd(who: Operator, state: Data<State>, id: Path<String>, body: By
     let wanted: api::ChangeCd = json(&body)?;
     state.guests.change_cd(&guest.row.id, wanted.image.as_deref()).await?;
     state.audit_guest(&who, "change_cd_of", &guest.row).await?;
+    Ok(HttpResponse::Ok().json(guest_json(&state.guests.get(guest.row.id.as_str()).await?)))
+}
+
+async fn reset_tpm(who: Operator, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    state.guests.reset_tpm(&who.name, &guest.row.id).await?;
     Ok(HttpResponse::Ok().json(guest_json(&state.guests.get(guest.row.id.as_str()).await?)))
 }
 

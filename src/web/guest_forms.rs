@@ -6,7 +6,7 @@ use super::{
     State,
     form::Form,
     guest_words::from_words,
-    view::{Choice, FieldErrors, GuestChoices, GuestFields},
+    view::{self, Choice, FieldErrors, GuestChoices, GuestFields},
 };
 use crate::{
     api::{Boot, ChangeGuest, CreateGuest, Firmware, NewDisk},
@@ -17,6 +17,7 @@ use crate::{
         guests::{BootKind, NetworkMode},
         images::{self, ImageKind, ImageRow},
     },
+    switches::SwitchWishes,
     types::{BadValue, parse_size, shorten, show_size},
     wire::{HostAnswer, HostRequest, NetworkStatus},
 };
@@ -49,19 +50,27 @@ pub fn fields_of(form: &Form) -> GuestFields {
         network_model: text("network_model"),
         watchdog: text("watchdog"),
         cpu_model: text("cpu_model"),
-        hyperv: text("hyperv"),
-        huge_pages: text("huge_pages"),
         memory_now: String::new(),
-        vsock: text("vsock"),
-        usb: text("usb"),
+        switches: view::switch_fields(|switch| text(switch.key)),
         start: form.ticked("start"),
     }
 }
 
-/// The hardware form as typed; its disk is the one to add.
-pub fn hardware_fields_of(form: &Form) -> GuestFields {
+/// The form of the network card as typed, on the page of a guest.
+pub fn network_fields_of(form: &Form, guest: &Guest) -> GuestFields {
     let text = |name: &str| form.get(name).trim().to_owned();
-    GuestFields { disk_size: text("add_disk_size"), disk_image: text("add_disk_image"), ..fields_of(form) }
+    GuestFields { network: text("network"), network_model: text("network_model"), ..fields_of_guest(guest) }
+}
+
+/// The form that adds a disk as typed, on the page of a guest.
+pub fn disk_fields_of(form: &Form, guest: &Guest) -> GuestFields {
+    let text = |name: &str| form.get(name).trim().to_owned();
+    GuestFields {
+        disk_size: text("add_disk_size"),
+        disk_image: text("add_disk_image"),
+        disk_bus: text("disk_bus"),
+        ..fields_of_guest(guest)
+    }
 }
 
 /// The hardware form of a guest as it is.
@@ -101,11 +110,8 @@ pub fn fields_of_guest(guest: &Guest) -> GuestFields {
         network_model: row.network_model.as_str().to_owned(),
         watchdog: row.watchdog.as_str().to_owned(),
         cpu_model: row.cpu_model.as_str().to_owned(),
-        hyperv: switch_word(row.hyperv).to_owned(),
-        huge_pages: switch_word(row.huge_pages).to_owned(),
         memory_now: typed_size(guest.status.memory_now(row.memory_bytes).unwrap_or(row.memory_bytes)),
-        vsock: switch_word(row.vsock).to_owned(),
-        usb: switch_word(row.usb).to_owned(),
+        switches: view::switch_fields(|switch| view::on_or_off((switch.get)(&row.switches)).to_owned()),
         start: false,
     }
 }
@@ -160,10 +166,7 @@ pub fn create_guest(fields: &GuestFields) -> Result<CreateGuest, FieldErrors> {
         network_model: network_model(fields, &mut errors),
         watchdog: watchdog(fields, &mut errors),
         cpu_model: cpu_model(fields, &mut errors),
-        hyperv: switch(&fields.hyperv, "hyperv", &mut errors),
-        huge_pages: switch(&fields.huge_pages, "huge_pages", &mut errors),
-        vsock: switch(&fields.vsock, "vsock", &mut errors),
-        usb: switch(&fields.usb, "usb", &mut errors),
+        switches: switches(fields, &mut errors),
         start: fields.start,
     };
     if errors.is_empty() { Ok(wanted) } else { Err(errors) }
@@ -181,18 +184,36 @@ pub fn change_guest(fields: &GuestFields) -> Result<ChangeGuest, FieldErrors> {
         boot: boot(fields, &mut errors),
         boot_order: boot_order(fields),
         cdrom: None,
-        network: network(fields, &mut errors),
-        network_model: network_model(fields, &mut errors),
+        network: None,
+        network_model: None,
         watchdog: watchdog(fields, &mut errors),
         cpu_model: cpu_model(fields, &mut errors),
-        hyperv: switch(&fields.hyperv, "hyperv", &mut errors),
-        huge_pages: switch(&fields.huge_pages, "huge_pages", &mut errors),
-        vsock: switch(&fields.vsock, "vsock", &mut errors),
-        usb: switch(&fields.usb, "usb", &mut errors),
-        add_disks: new_disk(fields, ("add_disk_size", "add_disk_image"), &mut errors),
+        switches: switches(fields, &mut errors),
+        add_disks: Vec::new(),
         remove_disks: Vec::new(),
     };
     if errors.is_empty() { Ok(wanted) } else { Err(errors) }
+}
+
+/// Another network or card for a guest.
+pub fn change_network(fields: &GuestFields) -> Result<ChangeGuest, FieldErrors> {
+    let mut errors = FieldErrors::default();
+    let wanted = ChangeGuest {
+        network: network(fields, &mut errors),
+        network_model: network_model(fields, &mut errors),
+        ..ChangeGuest::default()
+    };
+    if errors.is_empty() { Ok(wanted) } else { Err(errors) }
+}
+
+/// One more disk for a guest.
+pub fn add_disk(fields: &GuestFields) -> Result<ChangeGuest, FieldErrors> {
+    let mut errors = FieldErrors::default();
+    let add_disks = new_disk(fields, ("add_disk_size", "add_disk_image"), &mut errors);
+    if add_disks.is_empty() && errors.is_empty() {
+        errors.add("add_disk_size", "A disk needs a size or an image.");
+    }
+    if errors.is_empty() { Ok(ChangeGuest { add_disks, ..ChangeGuest::default() }) } else { Err(errors) }
 }
 
 /// The service's one error, at the field of the form it is about. `adding` is the hardware form.
@@ -308,20 +329,17 @@ fn cpu_model(fields: &GuestFields, errors: &mut FieldErrors) -> Option<CpuModel>
     }
 }
 
-fn switch_word(on: bool) -> &'static str {
-    if on { "on" } else { "off" }
-}
-
-fn switch(word: &str, field: &'static str, errors: &mut FieldErrors) -> Option<bool> {
-    match word {
-        "" => None,
-        "on" => Some(true),
-        "off" => Some(false),
-        _ => {
-            errors.add(field, "This is on or off.");
-            None
+fn switches(fields: &GuestFields, errors: &mut FieldErrors) -> SwitchWishes {
+    let mut wishes = SwitchWishes::default();
+    for field in &fields.switches {
+        match field.value.as_str() {
+            "" => {}
+            "on" => (field.switch.wish)(&mut wishes, Some(true)),
+            "off" => (field.switch.wish)(&mut wishes, Some(false)),
+            _ => errors.add(field.switch.key, "This is on or off."),
         }
     }
+    wishes
 }
 
 fn new_disk(fields: &GuestFields, names: (&str, &str), errors: &mut FieldErrors) -> Vec<NewDisk> {
@@ -378,10 +396,6 @@ pub async fn choices(state: &State) -> Result<GuestChoices> {
         networks: network_choices(&network),
         firmwares: firmware_choices(state).await,
         cpu_models: CpuModel::ALL.map(|model| choice(model.as_str(), model.words())).to_vec(),
-        usbs: vec![choice("off", "None"), choice("on", "USB 3 with keyboard and tablet")],
-        vsocks: vec![choice("off", "None"), choice("on", "Sockets to programs of the host (vsock)")],
-        hypervs: vec![choice("off", "None"), choice("on", "Hyper-V, for Windows")],
-        huge_pages: vec![choice("off", "Ordinary"), choice("on", "Huge, set aside on the host")],
         watchdogs: Watchdog::ALL.map(|watchdog| choice(watchdog.as_str(), watchdog.words())).to_vec(),
         host_words: host_words(),
     })
@@ -476,7 +490,8 @@ mod tests {
             fields.firmware = "coreboot".into();
             fields.network_model = "ne2000".into();
             fields.watchdog = "cat".into();
-            (fields.cpu_model, fields.hyperv, fields.huge_pages) = ("z80".into(), "maybe".into(), "1".into());
+            fields.cpu_model = "z80".into();
+            fields.switches = view::switch_fields(|switch| if switch.key == "usb" { "off" } else { "maybe" }.into());
         });
         let errors = create_guest(&wrong).unwrap_err();
         for field in [

@@ -49,6 +49,7 @@ fn actions_of(guest: &Guest, caller: &Caller) -> view::Actions {
         discard: state == GuestState::Suspended,
         resume: state.allows(Event::Resume),
         edit: rests,
+        plug: whole && guest.status.client.is_some() && guest.status.plugged.is_some(),
         memory: state.is_live() && guest.status.client.is_some(),
         cd: whole && (rests || guest.status.client.is_some()),
         delete: rests,
@@ -123,6 +124,7 @@ pub fn head(guest: &Guest, caller: &Caller, tab: GuestTab) -> view::GuestHead {
         reason: reason_of(guest),
         since: since_of(guest),
         address: guest.status.addresses.first().cloned(),
+        resizes: guest.row.switches.gpu && actions_of(guest, caller).console_input,
         actions: actions_of(guest, caller),
         starts: starts_of(guest, caller),
     }
@@ -135,7 +137,12 @@ pub fn disk_lines(state: &State, guest: &Guest) -> Vec<view::DiskLine> {
         size: view::Bytes(disk.size_bytes),
         used: state.guests.disk_used_bytes(&disk.id).map(view::Bytes),
         bus: disk.bus.as_str().to_owned(),
-        note: if disk.ready { disk.limit.words().unwrap_or_default() } else { "being copied".to_owned() },
+        note: match (disk.ready, disk.leaving) {
+            (false, _) => "being copied".to_owned(),
+            (true, true) => "to go when the guest lets it".to_owned(),
+            (true, false) => disk.limit.words().unwrap_or_default(),
+        },
+        removable: guest.status.has_plugged(&disk.id) && !disk.leaving,
         limit: (disk.bus == DiskBus::Virtio).then(|| {
             let bytes = disk.limit.bytes_per_s.map(|rate| forms::typed_size(rate.get()));
             [bytes, disk.limit.operations_per_s.map(|rate| rate.to_string())].map(Option::unwrap_or_default)
@@ -195,18 +202,7 @@ pub fn facts(guest: &Guest) -> Vec<view::Fact> {
     if row.cpu_model != CpuModel::Host {
         facts.push(fact("Processor", row.cpu_model.words().to_owned(), false));
     }
-    if row.hyperv {
-        facts.push(fact("Enlightenments", "Hyper-V, for Windows".to_owned(), false));
-    }
-    if row.huge_pages {
-        facts.push(fact("Pages", "Huge, set aside on the host".to_owned(), false));
-    }
-    if row.usb {
-        facts.push(fact("USB", "Keyboard and tablet".to_owned(), false));
-    }
-    if row.vsock {
-        facts.push(fact("Sockets", "To programs of the host (vsock)".to_owned(), false));
-    }
+    facts.extend(row.switches.on().map(|switch| fact(switch.label, switch.on.to_owned(), false)));
     if row.watchdog != Watchdog::None {
         facts.push(fact("Watchdog", row.watchdog.words().to_owned(), false));
     }

@@ -20,6 +20,7 @@ use super::{
     view::{self, FieldErrors, GuestFields, GuestTab, Level, Live, Tab},
 };
 use crate::{
+    api::ChangeGuest,
     error::{Error, ErrorKind, Result},
     guests::{Guest, lifecycle::Event},
     store::users::{self, AuditRow},
@@ -48,9 +49,12 @@ pub fn routes(app: &mut web::ServiceConfig) {
         .route("/guests/{id}/delete", web::post().to(delete))
         .route("/guests/{id}/cd", web::post().to(change_cd))
         .route("/guests/{id}/memory", web::post().to(set_memory))
+        .route("/guests/{id}/network", web::post().to(change_network))
+        .route("/guests/{id}/disks", web::post().to(add_disk))
         .route("/guests/{id}/disks/{disk}/limit", web::post().to(limit_disk))
         .route("/guests/{id}/disks/{disk}/delete", web::post().to(delete_disk))
         .route("/guests/{id}/reset-firmware", web::post().to(reset_firmware))
+        .route("/guests/{id}/reset-tpm", web::post().to(reset_tpm))
         .route("/guests/{id}/{action}", web::post().to(act));
 }
 
@@ -107,7 +111,7 @@ fn event_line(row: AuditRow) -> view::EventLine {
     view::EventLine {
         at: view::Moment::new(row.at_ms, now_ms()),
         level: level_of(&row.action),
-        text: words.trim_end_matches(" guest").trim_end_matches(" of").replace(" cd", " CD"),
+        text: words.trim_end_matches(" guest").trim_end_matches(" of").replace(" cd", " CD").replace(" tpm", " TPM"),
         subject: None,
         who: Some(row.who),
     }
@@ -278,6 +282,7 @@ async fn hardware_page(
         disks: disk_lines(state, guest),
         cd: guest.cd.as_ref().map(|image| image.id.to_string()).unwrap_or_default(),
         uefi: guest.row.boot.is_uefi(),
+        tpm: guest.row.switches.tpm,
         boot_devices: forms::boot_devices(guest),
     })
 }
@@ -290,13 +295,33 @@ async fn hardware(who: Viewer, state: Data<State>, id: Path<String>) -> Result<H
 
 async fn change(who: Operator, state: Data<State>, id: Path<String>, form: Form) -> Result<HttpResponse> {
     let guest = state.guests.get(&id).await?;
-    let fields = forms::hardware_fields_of(&form);
-    let (status, errors) = match forms::change_guest(&fields) {
+    let fields = forms::fields_of(&form);
+    let wanted = forms::change_guest(&fields);
+    changed_by_form(&state, &who, &guest, fields, wanted, "The hardware is saved.").await
+}
+
+async fn change_network(who: Operator, state: Data<State>, id: Path<String>, form: Form) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let fields = forms::network_fields_of(&form, &guest);
+    let wanted = forms::change_network(&fields);
+    changed_by_form(&state, &who, &guest, fields, wanted, "The network is changed.").await
+}
+
+/// Carries out what a form of the hardware page asks for, and says `done`; the page with the form as typed when it cannot be.
+async fn changed_by_form(
+    state: &State,
+    who: &Operator,
+    guest: &Guest,
+    fields: GuestFields,
+    wanted: Result<ChangeGuest, FieldErrors>,
+    done: &str,
+) -> Result<HttpResponse> {
+    let (status, errors) = match wanted {
         Ok(wanted) => match state.guests.change(&who.name, &guest.row.id, wanted).await {
             Ok((_, warnings)) => {
                 match warnings.into_iter().next() {
-                    Some(warning) => state.flash(&who, Level::Degraded, warning),
-                    None => state.flash(&who, Level::Ok, "The hardware is saved."),
+                    Some(warning) => state.flash(who, Level::Degraded, warning),
+                    None => state.flash(who, Level::Ok, done),
                 }
                 return Ok(see_other(&format!("/guests/{}/hardware", guest.row.id)));
             }
@@ -307,7 +332,9 @@ async fn change(who: Operator, state: Data<State>, id: Path<String>, form: Form)
         },
         Err(errors) => (StatusCode::UNPROCESSABLE_ENTITY, errors),
     };
-    html(status, &hardware_page(&state, &who, &guest, fields, errors).await?)
+    // What it is now: a change that failed may have got half of the way on a guest that runs.
+    let guest = state.guests.get(guest.row.id.as_str()).await?;
+    html(status, &hardware_page(state, who, &guest, fields, errors).await?)
 }
 
 async fn change_cd(who: Operator, state: Data<State>, id: Path<String>, form: Form) -> Result<HttpResponse> {
@@ -383,24 +410,45 @@ async fn limit_disk(
     }
 }
 
+async fn add_disk(who: Operator, state: Data<State>, id: Path<String>, form: Form) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let fields = forms::disk_fields_of(&form, &guest);
+    let wanted = forms::add_disk(&fields);
+    changed_by_form(&state, &who, &guest, fields, wanted, "The guest has one more disk.").await
+}
+
 async fn delete_disk(who: Operator, state: Data<State>, path: Path<(String, String)>) -> Result<HttpResponse> {
     let (id, disk) = path.into_inner();
     let guest = state.guests.get(&id).await?;
     let disk: Id = disk.parse().map_err(|_| Error::not_found("There is no such disk."))?;
-    let wanted = crate::api::ChangeGuest { remove_disks: vec![disk], ..Default::default() };
-    state.guests.change(&who.name, &guest.row.id, wanted).await?;
-    state.flash(&who, Level::Ok, "The disk is deleted.");
+    let wanted = ChangeGuest { remove_disks: vec![disk], ..Default::default() };
+    let (_, warnings) = state.guests.change(&who.name, &guest.row.id, wanted).await?;
+    match warnings.into_iter().next() {
+        Some(warning) => state.flash(&who, Level::Degraded, warning),
+        None => state.flash(&who, Level::Ok, "The disk is deleted."),
+    }
     Ok(see_other(&format!("/guests/{}/hardware", guest.row.id)))
 }
 
 async fn reset_firmware(who: Operator, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
     let guest = state.guests.get(&id).await?;
-    match state.guests.reset_firmware(&who.name, &guest.row.id).await {
-        Ok(()) => state.flash(&who, Level::Ok, "The firmware starts as new."),
-        Err(error) if error.kind() == ErrorKind::Conflict => state.flash(&who, Level::Missing, error.to_string()),
+    let done = state.guests.reset_firmware(&who.name, &guest.row.id).await;
+    after_reset(&state, &who, &guest.row.id, done, "The firmware starts as new.")
+}
+
+async fn reset_tpm(who: Operator, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
+    let guest = state.guests.get(&id).await?;
+    let done = state.guests.reset_tpm(&who.name, &guest.row.id).await;
+    after_reset(&state, &who, &guest.row.id, done, "The TPM starts as new.")
+}
+
+fn after_reset(state: &State, who: &Operator, id: &Id, done: Result<()>, said: &str) -> Result<HttpResponse> {
+    match done {
+        Ok(()) => state.flash(who, Level::Ok, said),
+        Err(error) if error.kind() == ErrorKind::Conflict => state.flash(who, Level::Missing, error.to_string()),
         Err(error) => return Err(error),
     }
-    Ok(see_other(&format!("/guests/{}/hardware", guest.row.id)))
+    Ok(see_other(&format!("/guests/{id}/hardware")))
 }
 
 async fn log(who: Viewer, state: Data<State>, id: Path<String>) -> Result<HttpResponse> {
@@ -485,8 +533,17 @@ mod tests {
             event_line(AuditRow { at_ms: 0, who, address, action: action.to_owned(), subject, detail }).text
         };
         assert_eq!(
-            ["create_guest", "poweroff_guest", "change_cd_of_guest", users::FAILED, users::SWITCHED_OFF].map(text),
-            ["Created", "Powered off", "Changed CD", "Failed", "Switched off"]
+            [
+                "create_guest",
+                "poweroff_guest",
+                "change_cd_of_guest",
+                "limit_disk_of_guest",
+                "reset_tpm_of_guest",
+                users::FAILED,
+                users::SWITCHED_OFF,
+            ]
+            .map(text),
+            ["Created", "Powered off", "Changed CD", "Limited disk", "Reset TPM", "Failed", "Switched off"]
         );
     }
 

@@ -3,7 +3,10 @@
 //! The handshake and every message that is about drawing pass; what would reach the guest is left out (RFC 6143 section 7.5,
 //! and the extensions that our server speaks). A message that is not known here ends the connection: its length is unknown too.
 
-/// ProtocolVersion, then the security type (RFC 6143 sections 7.1.1 and 7.1.2), then ClientInit (7.3.1).
+/// ProtocolVersion (RFC 6143 section 7.1.1) of those who choose a security type. To a viewer of an older one the engine says which,
+/// and its handshake is a byte shorter: what followed would be taken apart at other places than in the engine.
+const VERSIONS: [&[u8; 12]; 2] = [b"RFB 003.008\n", b"RFB 003.007\n"];
+/// ProtocolVersion, then the security type (7.1.2), then ClientInit (7.3.1).
 const HANDSHAKE_BYTES: usize = 12 + 1 + 1;
 /// The longest message that is waited for: encodings and fences are far shorter, a clipboard is left out as it comes.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
@@ -26,8 +29,14 @@ impl LookOnly {
     /// What of `bytes` may go on to the engine.
     pub fn filter(&mut self, bytes: &[u8]) -> Result<Vec<u8>, Unknown> {
         let greeting = bytes.len().min(HANDSHAKE_BYTES - self.greeted);
-        self.greeted += greeting;
         let (greeting, rest) = bytes.split_at(greeting);
+        for byte in greeting {
+            let known = |version: &&[u8; 12]| version.get(self.greeted).is_none_or(|expected| expected == byte);
+            if !VERSIONS.iter().any(known) {
+                return Err(Unknown);
+            }
+            self.greeted += 1;
+        }
         let mut passed = greeting.to_vec();
         let dropped = rest.len().min(self.dropping);
         self.dropping -= dropped;
@@ -130,5 +139,26 @@ mod tests {
             assert_eq!(filter.filter(&[3; 1000]), Ok(vec![]));
         }
         assert!(filter.pending.is_empty());
+    }
+
+    #[test]
+    fn a_size_is_not_wished_for_by_who_may_only_look() {
+        let size = [251, 0, 4, 0, 3, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 3, 0, 0, 0, 0, 0];
+        let mut filter = LookOnly::default();
+        let sent = [&handshake(), REQUEST, &size, REQUEST].concat();
+        assert_eq!(filter.filter(&sent), Ok([&handshake(), REQUEST, REQUEST].concat()));
+    }
+
+    #[test]
+    fn a_version_with_a_shorter_handshake_is_refused() {
+        // The engine takes these for 3.3, reads ClientInit (1), and then a key where we would see a request for an update.
+        for version in [b"RFB 003.003\n", b"RFB 003.889\n", b"RFB 004.001\n"] {
+            let sent = [version.as_slice(), &[1], &[4, 3, 0, 0, 0, 0, 0, b'a', 3, 0, 0]].concat();
+            for piece in 1..sent.len() {
+                let mut filter = LookOnly::default();
+                let passed = sent.chunks(piece).try_for_each(|bytes| filter.filter(bytes).map(drop));
+                assert_eq!(passed, Err(Unknown), "in pieces of {piece}");
+            }
+        }
     }
 }

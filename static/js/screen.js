@@ -1,4 +1,4 @@
-// <guest-screen data-ws>: a guest's screen by RFB over a WebSocket. Fit or 1:1; the last picture stays, dimmed, when the connection is lost.
+// <guest-screen data-ws>: a guest's screen by RFB over a WebSocket. Fit, 1:1, or the guest takes the size of the window; the last picture stays, dimmed, when the connection is lost.
 
 import RFB from "@novnc/novnc";
 import { GuestConsole } from "./console.js";
@@ -10,7 +10,8 @@ const HELD = { ControlLeft: CTRL, AltLeft: ALT, MetaLeft: SUPER };
 class GuestScreen extends GuestConsole {
   start() {
     this.key = `innkeeper-view-${this.dataset.id}`;
-    this.view(localStorage.getItem(this.key) === "one" ? "one" : "fit");
+    const kept = localStorage.getItem(this.key);
+    this.view(["one", "resize"].includes(kept) && this.bar.querySelector(`[data-view="${kept}"]`) ? kept : "fit");
     this.softKeyboard();
   }
 
@@ -74,7 +75,9 @@ class GuestScreen extends GuestConsole {
   }
 
   applyView() {
-    if (this.rfb) this.rfb.scaleViewport = this.dataset.view === "fit";
+    if (!this.rfb) return;
+    this.rfb.scaleViewport = this.dataset.view !== "one"; // a guest may not do as it is asked
+    this.rfb.resizeSession = this.dataset.view === "resize";
   }
 
   /* ---- keys ---- */

@@ -18,12 +18,13 @@ use innkeeper::{
     admin,
     auth::{Auth, csrf_of},
     error::ErrorKind,
+    spec::{DiskSpec, GuestSpec},
     store::{Store, users::Role},
-    types::Id,
+    types::{Id, MacAddr},
     web::guard::cookie_name,
     wire::{
         self, EndKind, EngineAction, EngineEnd, EngineMessage, EngineRequest, Hello, HostAnswer, HostMessage,
-        HostRefusal, HostRequest, Launch, LiveEngine, Observed, PROTOCOL,
+        HostRefusal, HostRequest, Launch, LiveEngine, Observed, PROTOCOL, Plugged, PluggedDevice,
     },
 };
 
@@ -33,18 +34,20 @@ use crate::support::{Client, HostAnswered, PASSWORD, TestApp, usual_host};
 #[derive(Clone)]
 pub struct Manners {
     pub protocol: u32,
-    /// Ignores its power button.
+    /// Ignores its power button, and never lets a device go.
     pub stubborn: bool,
     /// Never answers on its control socket.
     pub mute: bool,
     /// So long after its start it answers first.
     pub late: Duration,
     pub starts: Result<(), String>,
+    /// Is gone without an answer when it is asked for its screen, so long before its end is known.
+    pub shy: Option<Duration>,
 }
 
 impl Default for Manners {
     fn default() -> Manners {
-        Manners { protocol: PROTOCOL, stubborn: false, mute: false, late: Duration::ZERO, starts: Ok(()) }
+        Manners { protocol: PROTOCOL, stubborn: false, mute: false, late: Duration::ZERO, starts: Ok(()), shy: None }
     }
 }
 
@@ -73,6 +76,7 @@ struct Inner {
     /// What was asked, in order.
     asked: Vec<EngineAction>,
     controls: Vec<UnixStream>,
+    plugged: Vec<Plugged>,
     over: bool,
 }
 
@@ -88,6 +92,7 @@ impl Engine {
             typed: Vec::new(),
             asked: Vec::new(),
             controls: Vec::new(),
+            plugged: plugged(&launch.spec),
             over: false,
         };
         let shared = Arc::new(Shared { guest, manners, inner: Mutex::new(inner), grew: Condvar::new(), ends });
@@ -133,6 +138,15 @@ impl Engine {
 }
 
 impl Shared {
+    /// What is plugged in changes, and everybody is told.
+    fn replug(&self, change: impl FnOnce(&mut Vec<Plugged>)) {
+        let mut inner = self.inner.lock().unwrap();
+        change(&mut inner.plugged);
+        let news = EngineMessage::Plugged(inner.plugged.clone());
+        drop(inner);
+        self.say(&news);
+    }
+
     fn say(&self, message: &EngineMessage) {
         let mut line = serde_json::to_vec(message).unwrap();
         line.push(b'\n');
@@ -164,8 +178,24 @@ fn listen(shared: &Arc<Shared>, path: PathBuf, serve: fn(&Shared, UnixStream)) {
     });
 }
 
+/// The disks of a guest that could be taken out.
+fn plugged(spec: &GuestSpec) -> Vec<Plugged> {
+    let disks = spec.disks.iter().zip(spec.disk_slots());
+    let entry = |(disk, slot): (&DiskSpec, Option<u8>)| {
+        Some(Plugged { device: PluggedDevice::Disk(disk.id.clone()), slot: slot?, leaving: false })
+    };
+    let card = spec.network.iter().map(|network| card(network.mac));
+    disks.filter_map(entry).chain(card).collect()
+}
+
+fn card(mac: MacAddr) -> Plugged {
+    Plugged { device: PluggedDevice::Network(mac), slot: 18, leaving: false }
+}
+
 fn control(shared: &Shared, stream: UnixStream) {
     thread::sleep(shared.manners.late);
+    // Two locks in one expression would wait for each other.
+    let present = shared.inner.lock().unwrap().plugged.clone();
     let hello = Hello {
         protocol: shared.manners.protocol,
         version: "9.9".into(),
@@ -177,6 +207,7 @@ fn control(shared: &Shared, stream: UnixStream) {
         crashed: false,
         agent: None,
         balloon_bytes: 0,
+        plugged: Some(present),
         addresses: vec!["192.0.2.7".into()],
     };
     if shared.manners.mute {
@@ -202,10 +233,17 @@ fn control(shared: &Shared, stream: UnixStream) {
 
 fn obey(shared: &Shared, writer: &mut UnixStream, request: EngineRequest, descriptors: usize) {
     shared.inner.lock().unwrap().asked.push(request.action.clone());
+    if let (EngineAction::Screenshot { .. }, Some(known_after)) = (&request.action, shared.manners.shy) {
+        let _ = writer.shutdown(std::net::Shutdown::Both);
+        thread::sleep(known_after);
+        return shared.end(EndKind::Failed, "the engine fell");
+    }
     let mut payload: &[u8] = b"";
     let mut error = None;
     match &request.action {
         EngineAction::Screenshot { .. } => payload = PICTURE,
+        EngineAction::Freeze { longest_s: 7 } => error = Some("The guest has no agent that answers.".to_owned()),
+        EngineAction::Freeze { .. } | EngineAction::Thaw => payload = b"3",
         EngineAction::Statistics => payload = b"{\"exits\":7}",
         EngineAction::Pause => shared.inner.lock().unwrap().observed = Observed::Paused { reason: None },
         EngineAction::Resume => shared.inner.lock().unwrap().observed = Observed::Running,
@@ -215,6 +253,26 @@ fn obey(shared: &Shared, writer: &mut UnixStream, request: EngineRequest, descri
         EngineAction::Balloon { bytes } => shared.say(&EngineMessage::Balloon { bytes: *bytes }),
         EngineAction::Reset => shared.say(&EngineMessage::Reset),
         EngineAction::PressPowerButton | EngineAction::PowerOff | EngineAction::LimitDisk { .. } => {}
+        EngineAction::AttachDisk(_) if descriptors != 1 => error = Some("no file was handed over".to_owned()),
+        EngineAction::AttachDisk(disk) => {
+            shared.replug(|plugged| {
+                let slot = disk.slot.unwrap_or(8 + plugged.len() as u8);
+                plugged.push(Plugged { device: PluggedDevice::Disk(disk.id.clone()), slot, leaving: false });
+            });
+        }
+        EngineAction::AttachNetwork(_) if descriptors != 2 => {
+            error = Some("a tap of two queues was expected".to_owned())
+        }
+        EngineAction::AttachNetwork(network) => shared.replug(|plugged| plugged.push(card(network.mac))),
+        EngineAction::Detach(device) => {
+            shared.replug(|plugged| {
+                if shared.manners.stubborn {
+                    plugged.iter_mut().filter(|one| one.device == *device).for_each(|one| one.leaving = true);
+                } else {
+                    plugged.retain(|one| one.device != *device);
+                }
+            });
+        }
     }
     let reply = EngineMessage::Reply { id: request.id, error, payload_bytes: payload.len() as u64 };
     let mut bytes = serde_json::to_vec(&reply).unwrap();

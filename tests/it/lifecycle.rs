@@ -8,7 +8,7 @@ use std::{
 use innkeeper::{
     spec::{Boot, BootFrom, DiskBus, FirstBoot, NetworkModel, Watchdog},
     state_files::VARIABLES,
-    wire::{AgentFacts, EndKind, EngineAction, EngineMessage, Observed, Place},
+    wire::{AgentFacts, EndKind, EngineAction, EngineMessage, Observed, Place, PluggedDevice},
 };
 use serde_json::{Value, json};
 
@@ -389,6 +389,64 @@ fn the_picture_of_a_guest_that_is_just_being_started_comes_with_its_engine() {
 }
 
 #[test]
+fn the_file_systems_of_a_running_guest_are_frozen_and_go_on() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    test_guest(client, "a");
+    let freeze = |client: &mut Client, body: Value| client.call("POST", "/api/v1/guests/a/freeze", &body);
+    assert_eq!(freeze(client, json!({})).status, 409, "it does not run");
+    act(client, "a", "start");
+    assert_eq!(freeze(client, json!({ "seconds": 5 })).json()["file_systems"], 3);
+    assert_eq!(freeze(client, json!({})).json()["file_systems"], 3);
+    assert_eq!(act(client, "a", "thaw"), (200, json!({ "file_systems": 3 })));
+    let asked = lab.engine("a").unwrap().asked();
+    let frozen = |longest_s| EngineAction::Freeze { longest_s };
+    assert_eq!(asked, [frozen(5), frozen(60), EngineAction::Thaw]);
+    for (seconds, status) in [(0, 422), (601, 422), (7, 409)] {
+        assert_eq!(freeze(client, json!({ "seconds": seconds })).status, status, "{seconds}");
+    }
+    assert!(client.get("/guests/a").text().contains("Froze file systems"), "it is in the history");
+}
+
+#[test]
+fn a_tpm_is_reset_once_its_guest_has_stopped() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    let made = make(client, json!({ "name": "a", "network": "none", "tpm": true, "boot": { "kind": "test" } }));
+    test_guest(client, "without");
+    assert!(client.get("/guests/a").text().contains("TPM"), "on its page");
+    act(client, "a", "start");
+    assert!(lab.engine("a").unwrap().launch.spec.switches.tpm);
+    let kept = lab.app.path(&format!("guests/{}/tpm", made["id"].as_str().unwrap()));
+    std::fs::create_dir_all(&kept).unwrap();
+    std::fs::write(kept.join("tpm2-00.permall"), "keys").unwrap();
+    let (status, refused) = act(client, "a", "reset-tpm");
+    assert_eq!((status, kept.exists()), (409, true), "{refused}");
+    assert!(!client.get("/guests/a/hardware").text().contains("/reset-tpm"), "no button while it runs");
+    act(client, "a", "poweroff");
+    wait_for(client, "a", "stopped");
+    assert!(client.get("/guests/a/hardware").text().contains("/reset-tpm"));
+    assert_eq!((act(client, "a", "reset-tpm").0, kept.exists()), (200, false));
+    assert_eq!(client.post("/guests/a/reset-tpm", &[]).status, 303, "again, from the page");
+    assert!(client.get("/guests/a").text().contains("Reset TPM"), "it is in the history");
+    assert_eq!(act(client, "without", "reset-tpm").0, 409);
+    // Switched off, its keys stay until it is switched on again.
+    std::fs::create_dir_all(&kept).unwrap();
+    assert_eq!(client.call("PATCH", "/api/v1/guests/a", &json!({ "tpm": false })).status, 200);
+    assert!(kept.exists());
+}
+
+#[test]
+fn a_guest_whose_engine_falls_before_it_was_ever_seen_has_no_screen() {
+    let lab = Lab::with(Manners { shy: Some(Duration::from_millis(500)), ..Manners::default() });
+    let client = &mut lab.administrator();
+    test_guest(client, "a");
+    act(client, "a", "start");
+    assert_eq!(client.get("/api/v1/guests/a/screenshot.png").status, 404);
+    assert_eq!(show(client, "a")["state"], "failed");
+}
+
+#[test]
 fn what_the_guests_agent_says_is_shown_while_it_is_there() {
     let lab = Lab::start();
     let client = &mut lab.administrator();
@@ -525,11 +583,14 @@ fn the_pages_offer_what_the_lifecycle_allows() {
     client.post(&format!("{page}/poweroff"), &[]);
     wait_for(client, "web01", "stopped");
     client.get(&format!("{page}/hardware"));
-    let fields = [("name", "web01"), ("cpus", "two"), ("memory", "128M"), ("boot", "disk"), ("add_disk_size", "huge")];
+    let fields = [("name", "web01"), ("cpus", "two"), ("memory", "128M"), ("boot", "disk")];
     let wrong = client.post(&format!("{page}/hardware"), &fields);
     assert_eq!(wrong.status, 422);
-    let fields = [("name", "web01"), ("cpus", "2"), ("memory", "128M"), ("boot", "disk"), ("add_disk_size", "2M")];
+    let fields = [("name", "web01"), ("cpus", "2"), ("memory", "128M"), ("boot", "disk")];
     assert_eq!(client.post(&format!("{page}/hardware"), &fields).status, 303);
+    for (size, status) in [("huge", 422), ("", 422), ("2M", 303)] {
+        assert_eq!(client.post(&format!("{page}/disks"), &[("add_disk_size", size)]).status, status, "{size}");
+    }
     let changed = show(client, "web01");
     assert_eq!((&changed["cpus"], changed["disks"].as_array().unwrap().len()), (&json!(2), 2));
     let disk = changed["disks"][0]["id"].as_str().unwrap();
@@ -598,6 +659,116 @@ fn a_copy_that_fails_leaves_no_guest_behind() {
     assert!(answer.status >= 400, "{}", answer.text());
     assert_eq!(client.get("/api/v1/guests/b").status, 404);
     assert_eq!(std::fs::read_dir(lab.app.path("disks")).unwrap().count(), left);
+}
+
+fn disks(client: &mut Client, name: &str) -> Vec<Value> {
+    show(client, name)["disks"].as_array().unwrap().clone()
+}
+
+#[test]
+fn disks_come_and_go_while_the_guest_runs() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    make(client, json!({ "name": "web01", "disks": [{ "size_bytes": 1 << 20 }], "network": "none" }));
+    act(client, "web01", "start");
+    wait_for(client, "web01", "running");
+    let patch = |client: &mut Client, body: Value| client.call("PATCH", "/api/v1/guests/web01", &body);
+    for (body, words) in [
+        (json!({ "add_disks": [{ "size_bytes": 1 << 20, "bus": "ahci" }] }), "virtio or NVMe"),
+        (json!({ "add_disks": [{ "size_bytes": 1 << 20 }], "cpus": 2 }), "when it has stopped"),
+        (json!({ "remove_disks": ["22222222"] }), "no disk"),
+    ] {
+        let refused = patch(client, body);
+        assert!(refused.status >= 400 && refused.text().contains(words), "{}", refused.text());
+    }
+    assert_eq!(disks(client, "web01").len(), 1, "nothing has changed");
+
+    let added = patch(client, json!({ "add_disks": [{ "size_bytes": 2 << 20, "bus": "nvme" }] }));
+    assert_eq!(added.status, 200, "{}", added.text());
+    let second = disks(client, "web01")[1]["id"].as_str().unwrap().to_owned();
+    let engine = lab.engine("web01").unwrap();
+    assert!(
+        engine
+            .asked()
+            .iter()
+            .any(|asked| matches!(asked, EngineAction::AttachDisk(disk) if disk.id.as_str() == second))
+    );
+    let file = lab.app.path(&format!("disks/{second}.raw"));
+    assert!(file.exists());
+
+    let removed = patch(client, json!({ "remove_disks": [second] }));
+    assert_eq!(removed.status, 200, "{}", removed.text());
+    eventually("the disk is forgotten", || disks(client, "web01").len() == 1 && !file.exists());
+}
+
+#[test]
+fn a_disk_that_its_guest_does_not_let_go_goes_when_the_guest_ends() {
+    let lab = Lab::with(Manners { stubborn: true, ..Manners::default() });
+    let client = &mut lab.administrator();
+    let sizes = json!([{ "size_bytes": 1 << 20 }, { "size_bytes": 2 << 20 }]);
+    let made =
+        make(client, json!({ "name": "web01", "disks": sizes, "network": "none", "boot_order": ["disk2", "disk1"] }));
+    let second = made["disks"][1]["id"].as_str().unwrap().to_owned();
+    act(client, "web01", "start");
+    wait_for(client, "web01", "running");
+    let removed = client.call("PATCH", "/api/v1/guests/web01", &json!({ "remove_disks": [second] }));
+    assert!(removed.text().contains("uses it still"), "{}", removed.text());
+    assert_eq!(disks(client, "web01")[1]["leaving"], true);
+    assert_eq!(act(client, "web01", "poweroff").0, 200);
+    wait_for(client, "web01", "stopped");
+    eventually("the disk is forgotten", || disks(client, "web01").len() == 1);
+    assert!(!lab.app.path(&format!("disks/{second}.raw")).exists());
+    assert_eq!(show(client, "web01")["boot_order"].as_array().unwrap().len(), 2, "disk 1 and the CD");
+}
+
+#[test]
+fn the_network_card_is_changed_while_the_guest_runs() {
+    let lab = Lab::start();
+    let client = &mut lab.administrator();
+    let disks = json!([{ "size_bytes": 1 << 20 }]);
+    let wanted = json!({ "name": "web01", "disks": disks, "network": "user", "boot_order": ["network", "disk1"] });
+    make(client, wanted);
+    act(client, "web01", "start");
+    wait_for(client, "web01", "running");
+    let patch = |client: &mut Client, body: Value| client.call("PATCH", "/api/v1/guests/web01", &body);
+    let mode = |client: &mut Client| show(client, "web01")["network"]["mode"].as_str().unwrap().to_owned();
+
+    let changed = patch(client, json!({ "network": "nat", "network_model": "e1000" }));
+    assert_eq!((changed.status, mode(client).as_str()), (200, "nat"), "{}", changed.text());
+    let asked = lab.engine("web01").unwrap().asked();
+    let [.., EngineAction::Detach(PluggedDevice::Network(old)), EngineAction::AttachNetwork(new)] = &asked[..] else {
+        panic!("{asked:?}");
+    };
+    assert_eq!((*old, new.model), (new.mac, NetworkModel::E1000), "the address stays");
+
+    let refused = patch(client, json!({ "network": "bridge:br7" }));
+    assert!(refused.text().contains("has no network card now: There is no bridge br7"), "{}", refused.text());
+    assert_eq!(mode(client), "none", "as it is");
+    assert_eq!(patch(client, json!({ "network": "user" })).status, 200);
+    assert_eq!(mode(client), "user");
+
+    // By the form of the page, and by itself.
+    let form = [("network", "none"), ("network_model", "virtio")];
+    assert_eq!(client.post("/guests/web01/network", &form).status, 303);
+    assert_eq!(mode(client), "none");
+    assert_eq!(patch(client, json!({ "network": "user" })).status, 200);
+    lab.engine("web01").unwrap().say(&EngineMessage::Plugged(vec![]));
+    eventually("the card is forgotten", || mode(client) == "none");
+    let devices: Vec<Value> = show(client, "web01")["boot_order"].as_array().unwrap().clone();
+    assert!(!devices.contains(&json!("network")), "{devices:?}");
+}
+
+#[test]
+fn a_card_that_its_guest_does_not_let_go_stays_as_it_is() {
+    let lab = Lab::with(Manners { stubborn: true, ..Manners::default() });
+    let client = &mut lab.administrator();
+    make(client, json!({ "name": "web01", "disks": [{ "size_bytes": 1 << 20 }], "network": "user" }));
+    act(client, "web01", "start");
+    wait_for(client, "web01", "running");
+    let refused = client.call("PATCH", "/api/v1/guests/web01", &json!({ "network": "nat" }));
+    assert_eq!(refused.status, 409, "{}", refused.text());
+    assert!(refused.text().contains("uses it still"), "{}", refused.text());
+    assert_eq!(show(client, "web01")["network"]["mode"], "user");
 }
 
 #[test]

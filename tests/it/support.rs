@@ -19,7 +19,10 @@ use innkeeper::{
     error::ErrorKind,
     state_files::{HOST_FOLDER, Owner, prepare_state},
     web::role::{self, WebRole},
-    wire::{self, Finding, HostAnswer, HostCall, HostMessage, HostRefusal, HostRequest, NetworkStatus, Place, Verdict},
+    wire::{
+        self, Attachment, Finding, HostAnswer, HostCall, HostMessage, HostRefusal, HostRequest, NetworkStatus, Place,
+        Verdict,
+    },
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
@@ -174,6 +177,14 @@ pub fn usual_host(request: &HostRequest, state: &Path) -> HostAnswered {
         HostRequest::OpenFile(Place::Image(id)) => open(state.join(format!("images/{id}.raw"))),
         HostRequest::OpenFile(Place::Disk(id)) => open(state.join(format!("disks/{id}.raw"))),
         HostRequest::OpenFile(Place::Host(path)) => open(path.clone()),
+        HostRequest::OpenDisk { disk, .. } => open(state.join(format!("disks/{disk}.raw"))),
+        HostRequest::ConnectNetwork { attachment: Attachment::Bridge(name), .. } => {
+            Err(HostRefusal { kind: ErrorKind::Invalid, message: format!("There is no bridge {name} here.") })
+        }
+        HostRequest::ConnectNetwork { .. } => {
+            let queue = || OwnedFd::from(fs::File::open("/dev/null").unwrap());
+            Ok((HostAnswer::Done, vec![queue(), queue()]))
+        }
         HostRequest::OpenSuspend(id) => {
             let file = fs::File::create(state.join(format!("guests/{id}/suspended.part"))).unwrap();
             Ok((HostAnswer::File { size_bytes: 0 }, vec![OwnedFd::from(file)]))

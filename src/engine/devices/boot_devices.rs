@@ -35,19 +35,20 @@ fn boot_device(spec: &GuestSpec, from: &BootFrom) -> Option<BootDevice> {
         BootFrom::Network => return spec.network.as_ref().map(|_| BootDevice::Network { slot: slot::NETWORK }),
         BootFrom::Disk(id) => id,
     };
-    let (mut slot, mut port, mut number) = (slot::DISK, 0, 1);
-    for disk in &spec.disks {
-        let device = match disk.bus {
-            DiskBus::Virtio => BootDevice::VirtioDisk { slot },
-            DiskBus::Nvme => BootDevice::NvmeDisk { slot },
-            DiskBus::Ahci => BootDevice::AhciDisk { port },
-            DiskBus::Usb => BootDevice::UsbDisk { number },
+    let (mut port, mut number) = (0, 1);
+    for (disk, slot) in spec.disks.iter().zip(spec.disk_slots()) {
+        let device = match (disk.bus, slot) {
+            (DiskBus::Virtio, Some(slot)) => Some(BootDevice::VirtioDisk { slot }),
+            (DiskBus::Nvme, Some(slot)) => Some(BootDevice::NvmeDisk { slot }),
+            (DiskBus::Virtio | DiskBus::Nvme, None) => None,
+            (DiskBus::Ahci, _) => Some(BootDevice::AhciDisk { port }),
+            (DiskBus::Usb, _) => Some(BootDevice::UsbDisk { number }),
         };
         if disk.id == *wanted {
-            return Some(device);
+            return device;
         }
         match disk.bus {
-            DiskBus::Virtio | DiskBus::Nvme => slot += 1,
+            DiskBus::Virtio | DiskBus::Nvme => {}
             DiskBus::Ahci => port += 1,
             DiskBus::Usb => number += 1,
         }

@@ -38,6 +38,7 @@ impl Devices {
         visit("i8042", &mut self.i8042.clone())?;
         visit("cmos", &mut self.cmos.clone())?;
         visit("pm", &mut self.pm.clone())?;
+        visit("pci-hotplug", &mut self.hotplug.clone())?;
         // Before fw_cfg, which shows the id in a file.
         visit("generation", &mut self.generation.clone())?;
         visit("fw-cfg", &mut *lock(&self.fw_cfg))?;
@@ -46,6 +47,9 @@ impl Devices {
         visit("debug-console", &mut *lock(&self.debug_console))?;
         visit("agent", &mut self.agent.clone())?;
         visit("panic-port", &mut *lock(&self.panic_port))?;
+        if let Some(tpm) = &self.tpm {
+            visit("tpm", &mut *lock(tpm))?;
+        }
         match &self.flash {
             Some((_, flash)) => visit("flash", &mut *lock(flash)),
             None => Ok(()),

@@ -1,5 +1,7 @@
 //! The machine without KVM: what firmware does to it is replayed from `tests/golden/traces`, and what it is, is compared.
 
+mod plug;
+
 use std::{
     io::{Seek, Write},
     os::unix::net::UnixStream,
@@ -16,9 +18,15 @@ use crate::{
         facts::{BootDevice, FirstBoot, tests::sample},
         irq::MsiMessage,
         memory::Gpa,
-        pci::BarKind,
+        pci::{BarKind, root::PciRoot},
+        saved::{BadState, State},
+        suspend::States,
     },
-    spec::{Boot, BootFrom, DiskSpec, NetworkBackend, tests::sample as sample_spec},
+    spec::{
+        Boot, BootFrom, DiskBus, DiskSpec, NetworkBackend, NetworkModel, NetworkSpec, RateLimit,
+        tests::sample as sample_spec,
+    },
+    switches::Switches,
     types::{Id, MacAddr},
 };
 
@@ -65,7 +73,8 @@ struct Rig {
     ram: GuestRam,
     pio: BusView,
     mmio: BusView,
-    _network: UnixStream,
+    /// The other end of the card's.
+    network: UnixStream,
 }
 
 /// `pc-1` with two processors, a virtio disk, an AHCI disk, a network and an empty CD drive.
@@ -74,28 +83,41 @@ fn rig(memory_bytes: u64) -> Rig {
 }
 
 fn rig_with(memory_bytes: u64, buses: &[DiskBus], model: NetworkModel) -> Rig {
-    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false, limit: RateLimit::default() };
-    let network = NetworkSpec { mac: MacAddr([0x52, 0x54, 0, 1, 2, 3]), backend: NetworkBackend::Passt, model };
-    let spec = GuestSpec {
-        cpus: 2,
+    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false, slot: None, limit: RateLimit::default() };
+    rig_of(GuestSpec {
         memory_bytes,
         disks: buses.iter().map(|bus| disk(*bus)).collect(),
-        network: Some(network),
+        network: Some(card(model)),
         ..sample_spec()
-    };
-    let image = || {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(b"BOOT").unwrap();
-        file.rewind().unwrap();
-        file.set_len(DISK_BYTES).unwrap();
-        file
-    };
+    })
+}
+
+fn card(model: NetworkModel) -> NetworkSpec {
+    NetworkSpec { mac: MacAddr([0x52, 0x54, 0, 1, 2, 3]), backend: NetworkBackend::Passt, model }
+}
+
+fn image() -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"BOOT").unwrap();
+    file.rewind().unwrap();
+    file.set_len(DISK_BYTES).unwrap();
+    file
+}
+
+/// With two processors.
+fn rig_of(spec: GuestSpec) -> Rig {
+    let spec = GuestSpec { cpus: 2, ..spec };
+    let memory_bytes = spec.memory_bytes;
     let (near, far) = UnixStream::pair().unwrap();
+    // Its emulator has gone; the registers are there all the same.
+    let socket = || UnixStream::pair().unwrap().0;
+    let tpm = spec.switches.tpm.then(|| EmulatorSockets { control: socket(), commands: socket() });
     let files = DeviceFiles {
-        disks: buses.iter().map(|_| image()).collect(),
+        disks: spec.disks.iter().map(|_| image()).collect(),
         cd: None,
         network: vec![near.into()],
         vsock: None,
+        tpm,
         vga_rom: Some(vec![0x55; 512]),
         flash: None,
     };
@@ -106,14 +128,15 @@ fn rig_with(memory_bytes: u64, buses: &[DiskBus], model: NetworkModel) -> Rig {
         agent: Arc::new(|| ()),
         watchdog: Arc::new(|| ()),
     };
-    let facts = MachineFacts { cpus: 2, memory_bytes, boot_order: boot_order(&spec), ..sample() };
+    let facts =
+        MachineFacts { cpus: 2, tpm: spec.switches.tpm, memory_bytes, boot_order: boot_order(&spec), ..sample() };
     let board = Arc::new(Recorder::default());
     let seen: Arc<dyn Board> = Arc::clone(&board) as _;
     let ram = GuestRam::new(memory_bytes).unwrap();
     let log = GuestLog::new(tempfile::tempfile().unwrap());
     let devices = Devices::new(&seen, &ram, &spec, &facts, files, &listeners, &log).unwrap();
     let (pio, mmio) = (devices.pio.view(), devices.mmio.view());
-    Rig { devices, board, ram, pio, mmio, _network: far }
+    Rig { devices, board, ram, pio, mmio, network: far }
 }
 
 /// Where an access goes.
@@ -398,7 +421,7 @@ fn the_machine_pc_1_is_what_it_was() {
 
 #[test]
 fn firmware_is_told_the_order_that_the_specification_says() {
-    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false, limit: RateLimit::default() };
+    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false, slot: None, limit: RateLimit::default() };
     let disks = vec![disk(DiskBus::Virtio), disk(DiskBus::Ahci), disk(DiskBus::Virtio)];
     let network = NetworkSpec {
         mac: MacAddr([0x52, 0x54, 0, 1, 2, 3]),
@@ -452,7 +475,7 @@ fn disks_on_virtio_and_nvme_share_the_slots_in_their_order() {
     rig.devices.hold();
     rig.devices.reset();
     rig.devices.release();
-    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false, limit: RateLimit::default() };
+    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false, slot: None, limit: RateLimit::default() };
     let disks = [DiskBus::Nvme, DiskBus::Ahci, DiskBus::Virtio, DiskBus::Nvme].map(disk).to_vec();
     let order = boot_order(&GuestSpec { disks, ..sample_spec() });
     let expected = [
@@ -474,7 +497,7 @@ fn a_usb_disk_brings_its_controller_and_takes_no_slot() {
         let ids = [8, 9, slot::XHCI].map(|slot| root.read(DevFn::new(slot, 0), 0, Width::B4));
         assert_eq!(ids, [0x1042_1af4, 0xffff_ffff, 0x000d_1b36]);
     }
-    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false, limit: RateLimit::default() };
+    let disk = |bus| DiskSpec { id: Id::random(), bus, read_only: false, slot: None, limit: RateLimit::default() };
     let disks = [DiskBus::Usb, DiskBus::Virtio, DiskBus::Usb].map(disk).to_vec();
     let expected = [
         BootDevice::UsbDisk { number: 1 },
@@ -508,4 +531,92 @@ fn an_e1000_is_in_the_place_of_the_virtio_card() {
         rig.devices.release();
     }
     assert_eq!(rig.board.doorbells.lock().unwrap().len(), 0);
+}
+
+/// A state by its name, which a machine that is restored asks for once.
+fn taken(states: &mut States, name: &str) -> Result<State, BadState> {
+    let at = states.iter().position(|(other, _)| other == name);
+    let at = at.ok_or_else(|| BadState::new(name, "is not there"))?;
+    Ok(states.swap_remove(at).1)
+}
+
+#[test]
+fn a_card_that_is_both_answers_as_both_and_goes_on_after_a_suspension() {
+    const STATUS: u64 = 0x14;
+    const DISPI_WIDTH: u64 = 0x502;
+    let spec = GuestSpec { switches: Switches { gpu: true, ..Switches::default() }, ..sample_spec() };
+    let bar = |rig: &mut Rig, register: u64| {
+        let address = 1 << 31 | u64::from(slot::VGA) << 11 | register;
+        rig.read(Place::Config { address, register, width: Width::B4 }) & !15
+    };
+    let mut rig = rig_of(spec.clone());
+    crate::engine::pci::assign::assign(&mut rig.devices.pci.lock().unwrap());
+    let [video, vga, virtio] = [0x10, 0x18, 0x20].map(|register| bar(&mut rig, register));
+    assert!(video != 0 && vga != 0 && virtio != 0);
+    rig.write(Place::Memory(vga + DISPI_WIDTH, Width::B2), 800);
+    rig.write(Place::Memory(virtio + STATUS, Width::B1), 3);
+    rig.devices.hold();
+    let mut states = rig.devices.save();
+    let mut again = rig_of(spec);
+    again.devices.hold();
+    again.devices.restore(&mut |name| taken(&mut states, name)).unwrap();
+    again.devices.release();
+    assert!(states.is_empty(), "{states:?}");
+    assert_eq!([0x10, 0x18, 0x20].map(|register| bar(&mut again, register)), [video, vga, virtio]);
+    assert_eq!(again.read(Place::Memory(vga + DISPI_WIDTH, Width::B2)), 800);
+    assert_eq!(again.read(Place::Memory(virtio + STATUS, Width::B1)), 3);
+}
+
+#[test]
+fn the_vga_is_a_virtio_card_as_well_when_the_guest_wants_one() {
+    let card = DevFn::new(slot::VGA, 0);
+    for gpu in [false, true] {
+        let rig = rig_of(GuestSpec { switches: Switches { gpu, ..Switches::default() }, ..sample_spec() });
+        let mut root = rig.devices.pci.lock().unwrap();
+        assert_eq!(root.read(card, 0, Width::B4), if gpu { 0x1050_1af4 } else { 0x1111_1234 });
+        assert_eq!(root.read(card, 0x0a, Width::B2), 0x0300, "a VGA either way");
+        drop(root);
+        assert_eq!(rig.devices.screen.wish_size(800, 600), gpu);
+        rig.devices.hold();
+        assert_eq!(
+            rig.devices.save().iter().any(|(_, state)| state.bytes.windows(10).any(|part| part == b"virtio-gpu")),
+            gpu
+        );
+    }
+}
+
+#[test]
+fn a_virtio_keyboard_is_in_its_slot_only_of_a_guest_that_wants_one() {
+    for virtio_keyboard in [false, true] {
+        let rig = rig_of(GuestSpec { switches: Switches { virtio_keyboard, ..Switches::default() }, ..sample_spec() });
+        let found = rig.devices.pci.lock().unwrap().read(DevFn::new(slot::KEYBOARD, 0), 0, Width::B4);
+        assert_eq!(found, if virtio_keyboard { 0x1052_1af4 } else { 0xffff_ffff });
+        assert_eq!(rig.devices.keyboard.is_some(), virtio_keyboard);
+        assert!(rig.devices.keyboard.as_ref().is_none_or(|keyboard| !keyboard.has_driver()));
+        rig.devices.hold();
+        let states = rig.devices.save();
+        let has =
+            |kind: &[u8]| states.iter().any(|(_, state)| state.bytes.windows(kind.len()).any(|part| part == kind));
+        assert_eq!((has(b"virtio-keyboard"), has(b"virtio-input")), (virtio_keyboard, true));
+    }
+}
+
+#[test]
+fn a_tpm_is_in_its_place_and_in_the_tables_only_of_a_guest_that_wants_one() {
+    for tpm in [false, true] {
+        let mut rig = rig_of(GuestSpec { switches: Switches { tpm, ..Switches::default() }, ..sample_spec() });
+        let interface = rig.read(Place::Memory(layout::TPM.start + 0x30, Width::B4));
+        assert_eq!(interface & 0xf, if tpm { 1 } else { 0xf });
+        let tables = rig.file("etc/acpi/tables");
+        assert_eq!(tables.windows(4).any(|word| word == b"TPM2"), tpm);
+        if tpm {
+            assert_eq!(rig.file("etc/tpm/log"), vec![0; 64 << 10]);
+        }
+        rig.devices.release();
+        rig.devices.hold();
+        rig.devices.settle().unwrap();
+        assert_eq!(rig.devices.save().iter().any(|(name, _)| name == "tpm"), tpm);
+        rig.devices.reset();
+        rig.devices.release();
+    }
 }

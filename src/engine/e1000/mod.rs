@@ -24,7 +24,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-use std::{io, sync::Arc, thread::JoinHandle};
+use std::{io, sync::Arc};
 
 use self::{
     eeprom::Eeprom,
@@ -69,7 +69,6 @@ const IDENTITY: PciIdentity = PciIdentity {
 /// The card as PCI function. Its thread lives as long as it.
 pub struct E1000 {
     shared: Arc<Shared>,
-    worker: Option<JoinHandle<()>>,
     // What only vCPUs touch, one at a time.
     eeprom: Eeprom,
     phy: Phy,
@@ -91,6 +90,10 @@ impl E1000Io {
     pub fn resume(&self) {
         self.0.release();
     }
+    /// The card goes away: its thread has ended and the host's end of it is closed when this returns.
+    pub fn end(&self) {
+        self.0.end();
+    }
 }
 
 impl E1000 {
@@ -99,8 +102,8 @@ impl E1000 {
         let shared = Arc::new(Shared::new(ram, irq, backend)?);
         let eeprom = Eeprom::new(mac, IDENTITY.device, IDENTITY.subsystem_vendor, IDENTITY.subsystem);
         shared.registers.reset(eeprom.address());
-        let worker = shared.spawn()?;
-        Ok(E1000 { shared, worker, eeprom, phy: Phy::new(), mdic: 0, io_address: 0 })
+        shared.spawn()?;
+        Ok(E1000 { shared, eeprom, phy: Phy::new(), mdic: 0, io_address: 0 })
     }
 
     /// For the machine, which pauses.
@@ -248,10 +251,6 @@ impl PciFunction for E1000 {
 impl Drop for E1000 {
     fn drop(&mut self) {
         self.shared.end();
-        if let Some(worker) = self.worker.take() {
-            // A panic of the worker has been reported by its own thread.
-            let _ = worker.join();
-        }
     }
 }
 

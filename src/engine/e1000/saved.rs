@@ -125,7 +125,7 @@ pub(super) fn check(good: bool, what: &str) -> Result<(), BadState> {
 
 impl SaveState for E1000 {
     fn save(&self) -> State {
-        let E1000 { shared, worker: _, eeprom, phy, mdic, io_address } = self;
+        let E1000 { shared, eeprom, phy, mdic, io_address } = self;
         let (transmitter, receiver) = shared.while_still(|frames| {
             let Frames { ram: _, backend: _, transmitter, receiver } = frames;
             (transmitter.save(), receiver.save())

@@ -34,10 +34,12 @@ pub(super) struct Shared {
     /// The worker has something to look at.
     wake: Event,
     is_stopping: AtomicBool,
+    /// Until the end.
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct State {
-    /// `None` while the thread serves: it has taken this out.
+    /// `None` while the thread serves: it has taken this out. `None` for ever after the end.
     frames: Option<Box<Frames>>,
     /// How many callers wait for the thread to come out; it does not begin anew before they have had their turn.
     stoppers: usize,
@@ -66,18 +68,21 @@ impl Shared {
             changed: Condvar::new(),
             wake: Event::new()?,
             is_stopping: AtomicBool::new(false),
+            thread: Mutex::new(None),
         })
     }
 
     /// Makes the thread. Without an enabled ring it only sleeps.
     #[cfg(not(fuzzing))]
-    pub(super) fn spawn(self: &Arc<Shared>) -> io::Result<Option<JoinHandle<()>>> {
+    pub(super) fn spawn(self: &Arc<Shared>) -> io::Result<()> {
         let shared = Arc::clone(self);
-        std::thread::Builder::new().name("e1000".into()).spawn(move || shared.run()).map(Some)
+        let thread = std::thread::Builder::new().name("e1000".into()).spawn(move || shared.run())?;
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(())
     }
 
     #[cfg(fuzzing)]
-    pub(super) fn spawn(self: &Arc<Shared>) -> io::Result<Option<JoinHandle<()>>> {
+    pub(super) fn spawn(self: &Arc<Shared>) -> io::Result<()> {
         let shared = Arc::clone(self);
         super::super::turns::add(move || {
             let mut state = shared.lock();
@@ -87,7 +92,7 @@ impl Shared {
                 while frames.work_off(&shared) {}
             }
         });
-        Ok(None)
+        Ok(())
     }
 
     /// A register that the worker looks at was written.
@@ -117,10 +122,20 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// The thread ends.
+    /// The card goes away: its thread has ended and the host's end of it is closed when this returns. Again is nothing; `while_still` is
+    /// not called any more.
     pub(super) fn end(&self) {
-        self.stop().ended = true;
+        let mut state = self.stop();
+        state.ended = true;
+        let frames = state.frames.take();
         self.changed.notify_all();
+        drop(state);
+        drop(frames);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A panic of the worker has been reported by its own thread.
+            let _ = thread.join();
+        }
     }
 
     /// Returns when the thread is out. It stays out while the lock is held.
@@ -129,7 +144,8 @@ impl Shared {
         state.stoppers += 1;
         self.is_stopping.store(true, Ordering::Release);
         self.wake.signal();
-        state = self.changed.wait_while(state, |state| state.frames.is_none()).unwrap_or_else(PoisonError::into_inner);
+        let serving = |state: &mut State| state.frames.is_none() && !state.ended;
+        state = self.changed.wait_while(state, serving).unwrap_or_else(PoisonError::into_inner);
         state.stoppers -= 1;
         if state.stoppers == 0 {
             self.is_stopping.store(false, Ordering::Release);

@@ -95,6 +95,10 @@ impl NvmeIo {
     pub fn release(&self) {
         self.0.release();
     }
+    /// The controller goes away: its thread has ended and its disk is closed when this returns.
+    pub fn end(&self) {
+        self.0.end();
+    }
 }
 
 /// What the vCPUs and the worker share.

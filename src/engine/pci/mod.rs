@@ -2,6 +2,7 @@
 
 pub mod assign;
 pub mod config;
+pub mod hotplug;
 pub mod intx;
 pub mod msix;
 pub mod root;

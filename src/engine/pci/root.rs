@@ -130,16 +130,34 @@ impl PciRoot {
         self.address = 0;
         let all: Vec<DevFn> = self.functions.keys().copied().collect();
         for at in all {
-            if let Some(slot) = self.functions.get_mut(&at) {
-                slot.config.reset();
-                slot.msix.reset();
-                lock(&slot.function).reset();
-                slot.intx.set_disabled(false);
-                let config = *slot.config.bytes();
-                lock(&slot.function).config_written(&config, 0x40, Width::B8);
-            }
-            self.remap(at);
+            self.reset_function(at);
         }
+    }
+
+    fn reset_function(&mut self, at: DevFn) {
+        if let Some(slot) = self.functions.get_mut(&at) {
+            slot.config.reset();
+            slot.msix.reset();
+            lock(&slot.function).reset();
+            slot.intx.set_disabled(false);
+            let config = *slot.config.bytes();
+            lock(&slot.function).config_written(&config, 0x40, Width::B8);
+        }
+        self.remap(at);
+    }
+
+    /// Takes a function out: it is reset, its pin is low, nothing of it is mapped any more. Every vCPU is parked; one may keep the
+    /// function alive in its copy of a bus map, and reaches it no more.
+    pub fn remove(&mut self, at: DevFn) {
+        self.reset_function(at);
+        if let Some(slot) = self.functions.remove(&at) {
+            slot.intx.line().set(false);
+        }
+    }
+
+    /// Whether there is a function at this place.
+    pub fn has(&self, at: DevFn) -> bool {
+        self.functions.contains_key(&at)
     }
 
     /// The root's own state, and of each function its configuration and what it keeps itself, by name.
@@ -452,6 +470,44 @@ mod tests {
         root.reset();
         assert_eq!(ports.read(0xc101, Width::B1), 0xff);
         assert_eq!(root.read(second, 0x10, Width::B4), 1);
+    }
+
+    #[test]
+    fn functions_come_and_go_while_others_look() {
+        let (pio, mmio, shared) = machine();
+        let (mut ports, mut memory) = (pio.view(), mmio.view());
+        let mut root = shared.lock().unwrap();
+        let at = DevFn::new(4, 0);
+        root.write(at, 0x10, Width::B4, 0xc000);
+        root.write(at, 0x20, Width::B4, 0xe000_0000);
+        root.write(at, 0x04, Width::B2, 3);
+        assert_eq!((ports.read(0xc004, Width::B1), memory.read(0xe000_0008, Width::B2)), (4, 0x408));
+        root.remove(at);
+        root.remove(at);
+        assert!(!root.has(at));
+        assert_eq!((ports.read(0xc004, Width::B1), memory.read(0xe000_0008, Width::B2)), (0xff, 0xffff));
+        assert_eq!(root.read(at, 0, Width::B4), 0xffff_ffff);
+        root.write(at, 0x04, Width::B2, 3);
+        let (line, levels) = crate::engine::irq::tests::recorder();
+        let mut pin = IrqLine::unconnected();
+        root.add(at, line, 0, |wiring| {
+            pin = wiring.irq;
+            Probe {
+                bars: [
+                    BarSpec { index: 0, size_bytes: 32, kind: BarKind::Io },
+                    BarSpec { index: 4, size_bytes: 4 << 10, kind: BarKind::Registers64 },
+                ],
+            }
+        });
+        assert_eq!(root.read(at, 0x10, Width::B4), 1, "as after power on");
+        root.write(at, 0x10, Width::B4, 0xc000);
+        root.write(at, 0x04, Width::B2, 1);
+        assert_eq!(ports.read(0xc004, Width::B1), 4);
+        // It does not even lower its pin when it is reset.
+        pin.set(true);
+        root.remove(at);
+        assert_eq!(*levels.lock().unwrap(), [true, false]);
+        assert_eq!(ports.read(0xc004, Width::B1), 0xff);
     }
 
     #[test]

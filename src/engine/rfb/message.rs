@@ -28,7 +28,10 @@ pub(super) enum Message {
         x: u16,
         y: u16,
     },
-    SetDesktopSize,
+    SetDesktopSize {
+        width: u16,
+        height: u16,
+    },
     Fence {
         flags: u32,
         payload: Vec<u8>,
@@ -132,9 +135,9 @@ pub(super) fn read(from: &mut impl Read) -> io::Result<Message> {
             Ok(Message::Fence { flags: u32::from_be_bytes([a, b, c, d]), payload })
         }
         251 => {
-            let [_, _, _, _, _, screens, _] = bytes(from)?;
+            let [_, w1, w2, h1, h2, screens, _] = bytes(from)?;
             skip(from, u64::from(screens) * 16)?;
-            Ok(Message::SetDesktopSize)
+            Ok(Message::SetDesktopSize { width: u16::from_be_bytes([w1, w2]), height: u16::from_be_bytes([h1, h2]) })
         }
         255 => {
             let [kind, down1, down2, rest @ ..] = bytes::<11>(from)?;
@@ -216,7 +219,7 @@ mod tests {
         assert_eq!(read(&[6, 0, 0, 0, 0x80, 0, 0, 0]), Err(io::ErrorKind::InvalidData));
         assert_eq!(read(&[2, 0, 0xff, 0xff]), Err(io::ErrorKind::InvalidData));
         assert_eq!(read(&[248, 0, 0, 0, 0, 0, 0, 0, 65]), Err(io::ErrorKind::InvalidData));
-        assert_eq!(read(&[251, 0, 4, 0, 3, 0, 0, 0]), Ok(Message::SetDesktopSize));
+        assert_eq!(read(&[251, 0, 4, 0, 3, 0, 0, 0]), Ok(Message::SetDesktopSize { width: 1024, height: 768 }));
         assert_eq!(
             read(&[255, 0, 0, 1, 0, 0, 0, 65, 0, 0, 0, 0x9d]),
             Ok(Message::ExtendedKey { keysym: 65, keycode: 0x9d, down: true })

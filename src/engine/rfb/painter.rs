@@ -73,10 +73,11 @@ const STRIP_PIXELS: usize = 64 << 10;
 /// Written at once, about.
 const WRITE_BYTES: usize = 64 << 10;
 
-/// `ExtendedDesktopSize`: the server changed the size; the viewer wanted to, and may not.
+/// `ExtendedDesktopSize`: the server changed the size; the viewer wanted to, and may not, or the guest was asked.
 const BY_SERVER: u16 = 0;
 const BY_VIEWER: u16 = 1;
 const PROHIBITED: u16 = 1;
+const FORWARDED: u16 = 4;
 
 impl Painter {
     /// `generations` are those of the size and of the name that the viewer was told at the start.
@@ -211,8 +212,9 @@ fn notes(wishes: &mut Wishes, seen: &mut Seen, server: &RfbServer) -> Vec<Note> 
         notes.push(Note::Name(name));
     }
     let size = wishes.size;
-    if std::mem::take(&mut wishes.refuse_size) {
-        notes.push(Note::ExtendedSize { size, reason: BY_VIEWER, status: PROHIBITED });
+    if let Some(passed_on) = wishes.size_passed_on.take() {
+        let status = if passed_on { FORWARDED } else { PROHIBITED };
+        notes.push(Note::ExtendedSize { size, reason: BY_VIEWER, status });
     }
     if std::mem::take(&mut wishes.tell_size) {
         notes.push(Note::ExtendedSize { size, reason: BY_SERVER, status: 0 });

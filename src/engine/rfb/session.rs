@@ -34,7 +34,8 @@ pub(super) struct Wishes {
     /// Updates sent that way and not yet confirmed.
     pub(super) unconfirmed: usize,
     pub(super) tell_size: bool,
-    pub(super) refuse_size: bool,
+    /// The size that it wished for was passed on to the guest, or nothing there takes it.
+    pub(super) size_passed_on: Option<bool>,
     pub(super) tell_extended_key: bool,
     /// Short messages to send as they are.
     pub(super) replies: Vec<u8>,
@@ -104,6 +105,13 @@ fn listen(server: &RfbServer, stream: &UnixStream, wishes: &Mutex<Wishes>) -> io
                 hands.pointer(buttons, x, y, size);
                 server.screen.hurry();
             }
+            Message::SetDesktopSize { width, height } => {
+                let passed_on = server.screen.wish_size(width.into(), height.into());
+                let mut wishes = lock(wishes);
+                wishes.size_passed_on = wishes.abilities.extended_desktop_size.then_some(passed_on);
+                drop(wishes);
+                server.screen.wake();
+            }
             Message::CutText => {}
             wish => {
                 lock(wishes).note(wish)?;
@@ -124,7 +132,7 @@ impl Wishes {
             continuous: false,
             unconfirmed: 0,
             tell_size: false,
-            refuse_size: false,
+            size_passed_on: None,
             tell_extended_key: false,
             replies: Vec::new(),
             size,
@@ -146,7 +154,6 @@ impl Wishes {
                     self.note_part(area);
                 }
             }
-            Message::SetDesktopSize => self.refuse_size |= self.abilities.extended_desktop_size,
             Message::Fence { flags, payload } => {
                 if flags & FENCE_REQUEST != 0 {
                     self.replies.extend(fence(flags & FENCE_KNOWN, &payload));
@@ -160,7 +167,11 @@ impl Wishes {
                     self.replies.push(END_OF_CONTINUOUS_UPDATES);
                 }
             }
-            Message::Key { .. } | Message::ExtendedKey { .. } | Message::Pointer { .. } | Message::CutText => {}
+            Message::Key { .. }
+            | Message::ExtendedKey { .. }
+            | Message::Pointer { .. }
+            | Message::SetDesktopSize { .. }
+            | Message::CutText => {}
         }
         if self.replies.len() > REPLY_BYTES_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "The viewer does not read the replies it asks for"));

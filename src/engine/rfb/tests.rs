@@ -11,6 +11,8 @@ use super::*;
 use crate::engine::{
     input::KeyCode,
     screen::{Rect, tests::Bench},
+    vga::Vga,
+    virtio::{VirtioDevice, gpu::Gpu},
 };
 
 #[derive(Default)]
@@ -355,6 +357,24 @@ fn a_mode_change_is_told_as_each_viewer_understands_it() {
         let strip = |y: usize, height: usize| Seen::Pixels(Rect { x: 0, y, width: 320, height });
         assert_eq!(client.update(), [strip(0, 192), strip(192, 8)]);
     }
+}
+
+#[test]
+fn a_viewer_may_wish_for_a_size_where_a_card_can_follow() {
+    let gpu = Gpu::new().unwrap();
+    let vga = Vga::new().unwrap();
+    let screen = Screen::with_gpu(vga, Some(gpu.display()), Box::new(|| ()), Box::new(Vec::new));
+    let server = RfbServer::new(screen, Arc::<Notes>::default(), "a guest");
+    let mut client = Client::new(&server);
+    client.encodings(&[0, -308]);
+    client.ask(false);
+    client.update();
+    client.stream.write_all(&[251, 0, 3, 0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 2, 0, 0, 0, 0, 0]).unwrap();
+    client.ask(true);
+    assert_eq!(client.update(), [Seen::Note(-308, 1, 4)], "passed on");
+    let mut events = [0; 4];
+    gpu.read_config(0, &mut events);
+    assert_eq!(events, [1, 0, 0, 0], "the driver is told");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The pages of guests: the list, the form that makes one, and the pages of one guest.
 
 use super::*;
+use crate::switches::{SWITCHES, Switch};
 
 /// What a guest is doing, as people see it: a shape, a word and a colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,8 @@ pub struct Actions {
     pub resume: bool,
     /// Hardware may be changed now.
     pub edit: bool,
+    /// Disks may come and go while the guest runs.
+    pub plug: bool,
     /// A running guest may be asked to give memory back.
     pub memory: bool,
     /// The CD may be changed now.
@@ -137,17 +140,19 @@ pub struct GuestFields {
     pub network_model: String,
     pub watchdog: String,
     pub cpu_model: String,
-    /// "on" or "off".
-    pub hyperv: String,
-    pub huge_pages: String,
     /// What a running guest keeps.
     pub memory_now: String,
-    pub vsock: String,
-    pub usb: String,
+    pub switches: Vec<SwitchField>,
     pub start: bool,
 }
 
 impl GuestFields {
+    /// Whether something is not as it is for most guests, of what is folded away.
+    pub fn is_unusual(&self) -> bool {
+        let usual = [(&self.sockets, "1"), (&self.threads, "1"), (&self.watchdog, "none"), (&self.cpu_model, "host")];
+        usual.iter().any(|(value, usual)| value != usual) || self.switches.iter().any(|switch| switch.value != "off")
+    }
+
     /// The device that is tried at this place of the boot order, from 0; "" for none.
     pub fn tried_at(&self, at: &usize) -> &str {
         self.boot_order.get(*at).map_or("", String::as_str)
@@ -180,14 +185,35 @@ impl Default for GuestFields {
             network_model,
             watchdog: "none".to_owned(),
             cpu_model: "host".to_owned(),
-            hyperv: "off".to_owned(),
-            huge_pages: "off".to_owned(),
             memory_now: String::new(),
-            vsock: "off".to_owned(),
-            usb: "off".to_owned(),
+            switches: switch_fields(|_| on_or_off(false).to_owned()),
             start: true,
         }
     }
+}
+
+/// A switch of a guest in a form.
+#[derive(Clone, Debug)]
+pub struct SwitchField {
+    pub switch: &'static Switch,
+    /// "on" or "off", or what was typed.
+    pub value: String,
+}
+
+impl SwitchField {
+    pub fn choices(&self) -> Vec<Choice> {
+        let choice = |on, label: &str| Choice { value: on_or_off(on).to_owned(), label: label.to_owned() };
+        vec![choice(false, self.switch.off), choice(true, self.switch.on)]
+    }
+}
+
+pub fn on_or_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
+/// The fields of all switches.
+pub fn switch_fields(value: impl Fn(&Switch) -> String) -> Vec<SwitchField> {
+    SWITCHES.iter().map(|switch| SwitchField { switch, value: value(switch) }).collect()
 }
 
 /// What the selects of the guest forms offer.
@@ -204,10 +230,6 @@ pub struct GuestChoices {
     pub firmwares: Vec<Choice>,
     pub watchdogs: Vec<Choice>,
     pub cpu_models: Vec<Choice>,
-    pub hypervs: Vec<Choice>,
-    pub vsocks: Vec<Choice>,
-    pub usbs: Vec<Choice>,
-    pub huge_pages: Vec<Choice>,
     /// "This host has 8 CPUs and 31 GiB of memory, 12 GiB of it free."
     pub host_words: String,
 }
@@ -245,6 +267,8 @@ pub struct GuestHead {
     pub actions: Actions,
     /// Other ways to start it, this once.
     pub starts: Vec<Choice>,
+    /// Its screen takes the size that this person's window asks for.
+    pub resizes: bool,
 }
 
 impl GuestHead {
@@ -305,6 +329,8 @@ pub struct DiskLine {
     /// "virtio", "nvme", "ahci" or "usb".
     pub bus: String,
     pub note: String,
+    /// It can be taken out of the running guest.
+    pub removable: bool,
     /// When it can be limited: what is typed for bytes and operations a second.
     pub limit: Option<[String; 2]>,
 }
@@ -371,6 +397,7 @@ pub struct GuestHardwarePage {
     pub cd: String,
     /// Has firmware that stores variables.
     pub uefi: bool,
+    pub tpm: bool,
     /// What it can boot from.
     pub boot_devices: Vec<Choice>,
 }

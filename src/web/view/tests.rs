@@ -19,6 +19,7 @@ fn all_actions() -> Actions {
     Actions {
         suspend: true,
         memory: true,
+        plug: true,
         discard: false,
         start: yes,
         shutdown: yes,
@@ -69,6 +70,7 @@ fn head(state: State) -> GuestHead {
         address: Some(HOSTILE.into()),
         actions: all_actions(),
         starts: starts(),
+        resizes: true,
     }
 }
 
@@ -102,6 +104,7 @@ fn disks() -> Vec<DiskLine> {
         used: Some(Bytes(1)),
         bus: "virtio".into(),
         note: HOSTILE.into(),
+        removable: true,
         limit: Some([HOSTILE.into(), HOSTILE.into()]),
     }]
 }

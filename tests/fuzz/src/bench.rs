@@ -18,7 +18,7 @@ use crate::{
     },
     input::Input,
     machine::{DATA, Machine, RAM_BYTES, RINGS},
-    targets::Device,
+    targets::{Device, Extra},
 };
 
 /// So that one input ends soon.
@@ -71,7 +71,7 @@ pub(crate) fn run(name: &'static str, device: &Device, bytes: &[u8]) {
         bench.act(&mut input);
     }
     turns::take_all();
-    if bench.device.memory == Some(VGA_WINDOW) {
+    if bench.device.memory == Some(VGA_WINDOW) || bench.device.extra == Extra::Gpu {
         bench.machine.devices.screen.png(PICTURE_WIDTH).expect("a picture");
     }
     bench.machine.devices.reset();
@@ -286,6 +286,9 @@ impl Bench {
             0 => {
                 let (key, down) = (KeyCode(input.u16()), input.u8() & 1 != 0);
                 devices.i8042.key(key.0, down);
+                if let Some(keyboard) = &devices.keyboard {
+                    keyboard.key(key, down);
+                }
                 if let Some(usb) = &self.machine.usb_input {
                     usb.key(key, down);
                 }
@@ -293,6 +296,7 @@ impl Bench {
             1 => {
                 let (x, y, buttons, wheel) = (input.u16(), input.u16(), input.u8(), input.u8() as i8);
                 devices.tablet.pointer(x, y, buttons, wheel);
+                devices.screen.wish_size(x.into(), y.into());
                 devices.i8042.mouse(x as i16 as i32, y as i16 as i32, wheel.into(), buttons);
                 if let Some(usb) = &self.machine.usb_input {
                     usb.pointer(x, y, buttons, wheel);

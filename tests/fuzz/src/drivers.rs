@@ -209,8 +209,12 @@ fn request_ahci(bench: &mut Bench, form: u8, input: &mut Input<'_>) {
     }
     let flags = 5 | u32::from(!packet.is_empty()) << 5 | entries << 16;
     bench.fill_u32(list + slot * 32, &[flags, 0, table as u32, 0]);
-    let issue = ahci_port(bench, port) + 0x38;
-    bench.write(issue, Width::B4, 1 << slot);
+    let registers = ahci_port(bench, port);
+    if form & 8 != 0 {
+        // As queued.
+        bench.write(registers + 0x34, Width::B4, 1 << slot);
+    }
+    bench.write(registers + 0x38, Width::B4, 1 << slot);
 }
 
 // ---- NVMe 1.4 ----

@@ -25,11 +25,13 @@ use crate::{
         memory::{Gpa, GuestRam, HostRegion},
         pci::{DevFn, assign, root::Placement},
         topology::Topology,
+        tpm::EmulatorSockets,
         turns,
         virtio::{pci::VirtioPci, vsock::Vsock},
         xhci::{self, UsbDevices, UsbDisk, UsbInput},
     },
     spec::{Boot, CpuModel, DiskSpec, GuestSpec, NetworkBackend, NetworkSpec, RateLimit},
+    switches::Switches,
     targets::{Device, Extra},
     types::MacAddr,
 };
@@ -55,6 +57,8 @@ pub(crate) struct Machine {
 pub(crate) struct Far {
     pub(crate) tap: Option<UnixDatagram>,
     pub(crate) passt: Option<UnixStream>,
+    /// The emulator of a TPM, which never says anything: only kept open.
+    pub(crate) _tpm: Vec<UnixStream>,
     /// Where programs of the host connect to the guest, and who is connected.
     pub(crate) vsock: Option<SocketAddr>,
     pub(crate) streams: Arc<Mutex<Vec<UnixStream>>>,
@@ -110,16 +114,19 @@ pub(crate) fn spec(device: &Device) -> GuestSpec {
                 id: id.parse().expect("an id"),
                 bus: *bus,
                 read_only: false,
+                slot: None,
                 limit: RateLimit::default(),
             })
             .collect(),
         cd: device.extra == Extra::Cd,
         network,
         cpu_model: CpuModel::Host,
-        hyperv: false,
-        huge_pages: false,
-        vsock: false,
-        usb: false,
+        switches: Switches {
+            virtio_keyboard: device.extra == Extra::Keyboard,
+            tpm: device.extra == Extra::Tpm,
+            gpu: device.extra == Extra::Gpu,
+            ..Switches::default()
+        },
         watchdog: device.watchdog,
         boot_order: vec![],
         first_boot: None,
@@ -152,11 +159,18 @@ impl Machine {
                 near.into()
             }
         });
+        let mut socket = || {
+            let (near, emulator) = UnixStream::pair().expect("sockets");
+            far._tpm.push(emulator);
+            near
+        };
+        let tpm = spec.switches.tpm.then(|| EmulatorSockets { control: socket(), commands: socket() });
         let files = DeviceFiles {
             disks: spec.disks.iter().map(|_| file(DISK_BYTES)).collect(),
             cd: spec.cd.then(|| file(DISK_BYTES)),
             network: network.into_iter().collect(),
             vsock: None,
+            tpm,
             vga_rom: Some(vec![0x55; 512]),
             flash: device
                 .memory
@@ -180,6 +194,7 @@ impl Machine {
             generation: [9; 16],
             pm_base: layout::PM_BASE,
             pci_memory_64: pci_memory_64(RAM_BYTES, 40),
+            tpm: spec.switches.tpm,
             boot_order: Vec::new(),
             first_boot: None,
         };
@@ -192,9 +207,13 @@ impl Machine {
                 far.vsock = Some(add_vsock(&devices, &ram, &far.streams));
                 None
             }
-            Extra::Nothing | Extra::Cd | Extra::Flash => None,
+            Extra::Nothing | Extra::Cd | Extra::Flash | Extra::Gpu | Extra::Keyboard | Extra::Tpm => None,
         };
         assign::assign(&mut devices.pci.lock().expect("nobody panicked"));
+        if device.extra == Extra::Tpm {
+            // Its worker waits for the machine to go on.
+            devices.release();
+        }
         Machine { devices, ram, usb_input, far }
     }
 

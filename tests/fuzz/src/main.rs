@@ -16,6 +16,9 @@ mod error;
 #[path = "../../../src/spec.rs"]
 mod spec;
 #[allow(dead_code, reason = "a part of the program is not the whole")]
+#[path = "../../../src/switches.rs"]
+mod switches;
+#[allow(dead_code, reason = "a part of the program is not the whole")]
 #[path = "../../../src/types.rs"]
 mod types;
 #[allow(dead_code, reason = "a part of the program is not the whole")]

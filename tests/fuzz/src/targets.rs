@@ -47,6 +47,12 @@ pub(crate) enum Extra {
     Vsock,
     /// A USB disk beside keyboard and tablet.
     Usb,
+    /// A graphics card.
+    Gpu,
+    /// A virtio keyboard.
+    Keyboard,
+    /// A TPM.
+    Tpm,
 }
 
 const NOTHING: Device = Device {
@@ -86,7 +92,9 @@ pub(crate) static TARGETS: &[Target] = &[
     target("virtio-balloon", pci(slot::BALLOON, Driver::Virtio)),
     target("virtio-console", pci(slot::CONSOLE, Driver::Virtio)),
     target("virtio-input", pci(slot::TABLET, Driver::Virtio)),
+    target("virtio-keyboard", Device { extra: Extra::Keyboard, ..pci(slot::KEYBOARD, Driver::Virtio) }),
     target("virtio-vsock", Device { extra: Extra::Vsock, ..pci(slot::VSOCK, Driver::Virtio) }),
+    target("virtio-gpu", Device { extra: Extra::Gpu, ..pci(slot::VGA, Driver::Virtio) }),
     target("ahci", Device { disk: Some(DiskBus::Ahci), extra: Extra::Cd, ..pci(slot::AHCI, Driver::Ahci) }),
     target("nvme", Device { disk: Some(DiskBus::Nvme), ..pci(slot::DISK, Driver::Nvme) }),
     target(
@@ -108,6 +116,7 @@ pub(crate) static TARGETS: &[Target] = &[
         "pm",
         Device { function: Some((slot::PIIX, 3)), ports: &[PM_PORTS..PM_PORTS + 0x40, layout::GPE0], ..NOTHING },
     ),
+    target("tpm", Device { memory: Some(layout::TPM), extra: Extra::Tpm, ..NOTHING }),
     target("uart", ports(&[layout::COM1])),
     target("i8042", ports(&[layout::I8042, layout::I8042_COMMAND, layout::PORT_92])),
     target("cmos", ports(&[layout::CMOS])),

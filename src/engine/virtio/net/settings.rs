@@ -80,8 +80,8 @@ pub(super) struct Settings {
     announcing: AtomicBool,
     /// Each pair's worker waits for one of these.
     news: Vec<Event>,
-    /// Handles on the queues of the tap, for orders only. None with `passt`.
-    taps: Vec<OwnedFd>,
+    /// Handles on the queues of the tap, for orders only. None with `passt`, and when the card is gone.
+    taps: Mutex<Vec<OwnedFd>>,
 }
 
 impl Settings {
@@ -97,7 +97,7 @@ impl Settings {
             announce_wanted: AtomicBool::new(false),
             announcing: AtomicBool::new(false),
             news: (0..pairs).map(|_| Event::new()).collect::<Result<_, _>>()?,
-            taps,
+            taps: Mutex::new(taps),
         };
         settings.apply(0);
         Ok(Arc::new(settings))
@@ -111,21 +111,25 @@ impl Settings {
         self.apply_pairs();
     }
 
+    fn taps(&self) -> MutexGuard<'_, Vec<OwnedFd>> {
+        self.taps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn apply_offloads(&self, accepted: Features) {
-        if let Some(tap) = self.taps.first() {
+        if let Some(tap) = self.taps().first() {
             let _ = tap::set_offloads(tap.as_fd(), tap_offloads(self.offloads(accepted)));
         }
     }
 
     fn apply_filter(&self, filter: &Filter) {
-        if let Some(tap) = self.taps.first() {
+        if let Some(tap) = self.taps().first() {
             let (all_multicast, addresses) = filter.of_tap();
             let _ = tap::set_filter(tap.as_fd(), all_multicast, &addresses);
         }
     }
 
     fn apply_pairs(&self) {
-        for (index, tap) in self.taps.iter().enumerate().skip(1) {
+        for (index, tap) in self.taps().iter().enumerate().skip(1) {
             let _ = tap::set_queue_used(tap.as_fd(), self.uses(index));
         }
         self.wake();
@@ -230,6 +234,11 @@ impl NetLink {
     pub fn announce(&self) {
         self.0.announce_wanted.store(true, Ordering::Release);
         self.0.wake();
+    }
+
+    /// The card is gone: nothing here holds the tap any more, though a vCPU may keep the card itself alive for a while.
+    pub fn close(&self) {
+        self.0.taps().clear();
     }
 
     /// Plugs the cable in, or pulls it: the guest sees it, and no frames pass.

@@ -1,0 +1,192 @@
+//! Disks and the network card that a running guest gets and gives back.
+
+use std::time::Duration;
+
+use super::{Guest, Guests, disks, make, no_engine, supervisor::Supervisor};
+use crate::{
+    api::ChangeGuest,
+    error::{Error, Result},
+    guests::launch::{attachment_of, disk_spec, spec_of},
+    spec::NetworkModel,
+    store::{
+        Tx,
+        guests::{self as rows, DiskRow, GuestRow, NetworkMode},
+        users,
+    },
+    types::Id,
+    wire::{EngineAction, HostRequest, PluggedDevice},
+};
+
+/// So long a guest is waited for that was asked to let go of something. It may take longer, or never do it.
+const LET_GO: Duration = Duration::from_secs(10);
+
+impl Guests {
+    /// Changes a guest that runs: disks on virtio or NVMe and the network card come and go. `busy` is held by the caller.
+    ///
+    /// Errors: as `change`. A disk that the guest does not let go at once is no error but a warning.
+    pub(super) async fn change_running(
+        &self,
+        who: &str,
+        id: &Id,
+        supervisor: &Supervisor,
+        wanted: ChangeGuest,
+    ) -> Result<(Guest, Vec<String>)> {
+        let removed = wanted.remove_disks.clone();
+        let coming = ChangeGuest { remove_disks: Vec::new(), ..wanted };
+        let rest = ChangeGuest { add_disks: Vec::new(), network: None, network_model: None, ..coming.clone() };
+        if rest != ChangeGuest::default() {
+            let text = "The guest runs. Disks on virtio or NVMe and the network card can be changed meanwhile; the rest when it has stopped.";
+            return Err(Error::conflict(text));
+        }
+        let status = supervisor.status();
+        if status.client.is_none() {
+            return Err(no_engine());
+        }
+        if status.plugged.is_none() {
+            let text = "This guest was started by an older release. Its disks and network can be changed while it runs after its next start.";
+            return Err(Error::conflict(text));
+        }
+        if self.preparing().contains_key(id) {
+            return Err(make::being_prepared());
+        }
+        let leaving = self.to_let_go(id, &removed, |disk| status.has_plugged(disk)).await?;
+        let (guest, usual) = (id.clone(), self.usual_firmware().await);
+        let (row, plans) = self.0.around.store.reading(move |tx| make::changed(tx, &guest, coming, usual)).await?;
+        if plans.iter().any(|plan| !plan.row.bus.has_slots()) {
+            return Err(Error::invalid("disk", "Only disks on virtio or NVMe can be added while the guest runs."));
+        }
+        self.change_card(supervisor, &row).await?;
+        let (name, who_text) = (row.name.clone(), who.to_owned());
+        let empty: Vec<DiskRow> = plans.iter().filter(|plan| plan.row.ready).map(|plan| plan.row.clone()).collect();
+        let copies = self
+            .make_disks(plans, move |tx, plans| {
+                plans.iter().try_for_each(|plan| rows::insert_disk(tx, &plan.row))?;
+                users::audit(tx, &who_text, "", "change_guest", row.name.as_str(), row.id.as_str())
+            })
+            .await?;
+        for (at, disk) in empty.iter().enumerate() {
+            if let Err(error) = self.attach(id, disk).await {
+                // Nor do the ones come that would have followed.
+                let following = empty.iter().skip(at).chain(copies.iter().map(|plan| &plan.row));
+                let gone: Vec<Id> = following.map(|disk| disk.id.clone()).collect();
+                disks::remove(&self.0.state_dir, &gone);
+                let delete = move |tx: &Tx| gone.iter().try_for_each(|disk| rows::delete_disk(tx, disk));
+                self.0.around.store.writing(delete).await?;
+                return Err(error);
+            }
+        }
+        let mut warnings = Vec::new();
+        for disk in &leaving {
+            warnings.extend(self.let_go(supervisor, disk).await?);
+        }
+        self.finish(who, (id.clone(), name), copies, false, false).await?;
+        Ok((self.get(id.as_str()).await?, warnings))
+    }
+
+    /// Gives the guest the network card of `wanted`, which is its row changed: what it has goes first, for another network too, so that
+    /// its system asks the new one for an address.
+    ///
+    /// The row always says what the guest has: it is what the guest goes on with after a suspension.
+    ///
+    /// Errors: the guest does not let go of its card, or the host cannot make another. It has none then, and its row says so.
+    async fn change_card(&self, supervisor: &Supervisor, wanted: &GuestRow) -> Result<()> {
+        let row = self.get(wanted.id.as_str()).await?.row;
+        if (&row.network, row.network_model) == (&wanted.network, wanted.network_model) {
+            return Ok(());
+        }
+        let status = supervisor.status();
+        if status.has_card() {
+            let detach = EngineAction::Detach(PluggedDevice::Network(row.mac));
+            status.client.ok_or_else(no_engine)?.call(detach, None).await?;
+            if supervisor.wait_for(LET_GO, |status| !status.has_card()).await.has_card() {
+                let text = "The guest was asked to let go of its network card, and uses it still. When it has, it has no network, and can be \
+                            given another. A reset or a shutdown takes the card out at once.";
+                return Err(Error::conflict(text));
+            }
+        }
+        let (mode, model) = (wanted.network.clone(), wanted.network_model);
+        // Before the engine has it: one that says it has no card is believed, and this forgotten.
+        self.set_card(&row, mode, model).await?;
+        let card = GuestRow { network: wanted.network.clone(), network_model: model, ..row.clone() };
+        if let Err(error) = self.attach_card(supervisor, &card).await {
+            self.set_card(&row, NetworkMode::None, model).await?;
+            return Err(Error::new(error.kind(), format!("The guest has no network card now: {error}")));
+        }
+        Ok(())
+    }
+
+    async fn attach_card(&self, supervisor: &Supervisor, card: &GuestRow) -> Result<()> {
+        let (spec, attachment) = (spec_of(card, &[]), attachment_of(card));
+        let (Some(network), Some(attachment)) = (spec.network.clone(), attachment) else { return Ok(()) };
+        let client = supervisor.status().client.ok_or_else(no_engine)?;
+        let connect = HostRequest::ConnectNetwork { spec: Box::new(spec), attachment };
+        let (_, links) = self.0.around.host.call(connect).await?;
+        client.call(EngineAction::AttachNetwork(network), links).await.map(drop)
+    }
+
+    async fn set_card(&self, row: &GuestRow, mode: NetworkMode, model: NetworkModel) -> Result<()> {
+        let id = row.id.clone();
+        self.0.around.store.writing(move |tx| rows::set_network(tx, &id, &mode, model)).await
+    }
+
+    /// The disks to take out, all of which can be.
+    async fn to_let_go(&self, guest: &Id, removed: &[Id], is_plugged: impl Fn(&Id) -> bool) -> Result<Vec<DiskRow>> {
+        let guest = guest.clone();
+        let disks = self.0.around.store.reading(move |tx| rows::disks(tx, &guest)).await?;
+        let found = removed.iter().map(|gone| {
+            let disk = disks.iter().find(|disk| disk.id == *gone);
+            let disk = disk.ok_or_else(|| Error::invalid("remove_disks", format!("This guest has no disk {gone}.")))?;
+            if is_plugged(gone) {
+                return Ok(disk.clone());
+            }
+            let text = format!("Disk {gone} can be removed when the guest has stopped: it is not on virtio or NVMe.");
+            Err(Error::invalid("remove_disks", text))
+        });
+        found.collect()
+    }
+
+    /// Gives a disk to its guest, if that runs; otherwise its next start does. `busy` is held by the caller.
+    ///
+    /// Errors: the disk cannot be opened, or what the engine says.
+    pub(super) async fn attach(&self, guest: &Id, disk: &DiskRow) -> Result<()> {
+        let status = self.supervisor_of(guest)?.status();
+        if !status.state.is_live() {
+            return Ok(());
+        }
+        let client = status.client.ok_or_else(no_engine)?;
+        let request = HostRequest::OpenDisk { guest: guest.clone(), disk: disk.id.clone() };
+        let (_, mut files) = self.0.around.host.call(request).await?;
+        client.call(EngineAction::AttachDisk(disk_spec(disk)), files.pop()).await.map(drop)
+    }
+
+    /// Without an engine, what a guest was asked to let go is gone.
+    pub(super) async fn forget_left(&self, guest: &Id) -> Result<()> {
+        let id = guest.clone();
+        let gone = self.0.around.store.writing(move |tx| rows::delete_left_disks(tx, &id, |_| false)).await?;
+        disks::remove(&self.0.state_dir, &gone);
+        Ok(())
+    }
+
+    /// Asks the guest to let a disk go, and waits a moment. A warning when it has not.
+    async fn let_go(&self, supervisor: &Supervisor, disk: &DiskRow) -> Result<Option<String>> {
+        let client = supervisor.status().client.ok_or_else(no_engine)?;
+        let mark = |leaving: bool| {
+            let id = disk.id.clone();
+            self.0.around.store.writing(move |tx| rows::set_disk_leaving(tx, &id, leaving))
+        };
+        mark(true).await?;
+        let detach = EngineAction::Detach(PluggedDevice::Disk(disk.id.clone()));
+        if let Err(error) = client.call(detach, None).await {
+            mark(false).await?;
+            return Err(error);
+        }
+        let status = supervisor.wait_for(LET_GO, |status| !status.has_plugged(&disk.id)).await;
+        Ok(status.has_plugged(&disk.id).then(|| {
+            format!(
+                "The guest was asked to let go of disk {}, and uses it still. It is deleted as soon as the guest has, at the latest \
+                 when the guest is reset or stops.",
+                disk.id
+            )
+        }))
+    }
+}
