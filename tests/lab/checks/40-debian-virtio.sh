@@ -1,5 +1,5 @@
 #!/bin/bash
-# A Debian disk on virtio-blk: GRUB, login on serial and screen, addresses, a download, the guest agent, a full host, a pause, reset, power off inside, shut down from
+# A Debian disk on virtio-blk: GRUB, login on serial and screen, addresses, a download, iperf3, the guest agent, frozen file systems, a full host, a pause, reset, power off inside, shut down from
 # outside.
 # limit: 1500
 . "$(dirname "$0")/../lib.sh"
@@ -11,7 +11,7 @@ python3 -m http.server --directory "$folder" 8099 >/dev/null 2>&1 &
 web=$!
 trap 'remove_guests; kill $web' EXIT
 
-guest debian --firmware bios --memory 1G --network nat --disk "$MATERIAL/debian12-esp.raw"
+guest debian --firmware bios --memory 1G --network nat --disk "$MATERIAL/debian12-tools.raw"
 await_serial debian 'GRUB' 60
 log_in debian 1
 await_screen debian 'guest login:' 60
@@ -21,10 +21,22 @@ await_serial debian "^innkeeper-$$" 5
 [[ $(field debian addresses) == *[0-9]* ]] || broken "the guest's address is not known to the server"
 run_in debian 60 'for i in $(seq 40); do ip -6 -br address show scope global | grep -q " fd" && break; sleep 1; done; ip -6 -br address show scope global | grep " fd"'
 run_in debian 60 'ping -6 -c 1 -W 20 $(ip -6 route show default | cut -d" " -f3 | head -n 1)%$(ip -6 route show default | sed "s/.*dev //; s/ .*//" | head -n 1)'
+iperf debian
 tells() { [[ $(field debian agent) == *"$1"* ]]; }
 until_true 60 tells 'Debian GNU/Linux 12' || broken "the guest's agent is not heard: '$(field debian agent)'"
 tells "'host_name': 'guest'" || broken "the agent says '$(field debian agent)'"
 note "agent: $(field debian agent)"
+
+# Its file systems are held still, and go on by themselves at the latest.
+ik guest freeze debian --seconds 600
+type_serial debian 'touch /root/frozen; echo "touched"-1\r'
+sleep 5
+said debian '^touched-1' 1 && broken "it writes to a frozen file system"
+ik guest thaw debian
+await_serial debian '^touched-1' 30
+ik guest freeze debian --seconds 5
+type_serial debian 'touch /root/frozen-2; echo "touched"-2\r'
+await_serial debian '^touched-2' 60
 run_in debian 30 'dmesg | grep -i -E "ACPI (BIOS )?(Error|Warning)|BUG:|Call Trace" && false || true'
 run_in debian 60 'dd if=/dev/urandom of=/root/data bs=1M count=16 status=none; sha256sum </root/data >/root/sum; sync'
 

@@ -1,5 +1,6 @@
 #!/bin/bash
-# The Debian disk by UEFI: on virtio-blk without Secure Boot, on AHCI with it, by the chain that Microsoft and Debian signed.
+# The Debian disk by UEFI: on virtio-blk without Secure Boot, on AHCI with it, by the chain that Microsoft and Debian signed,
+# measured into a TPM.
 # limit: 1200
 # lab: --ovmf
 . "$(dirname "$0")/../lib.sh"
@@ -7,7 +8,7 @@
 # no_complaint NAME: neither tables nor drivers are complained about.
 no_complaint() { run_in "$1" 30 'dmesg | grep -i -E "ACPI (BIOS )?(Error|Warning)|BUG:|Call Trace|firmware bug" && false || true'; }
 
-guest debian-uefi --memory 1G --network none --firmware uefi --disk "$MATERIAL/debian12-esp.raw"
+guest debian-uefi --memory 1G --network none --firmware uefi --disk "$MATERIAL/debian12-tools.raw"
 log_in debian-uefi 1
 run_in debian-uefi 30 'test -d /sys/firmware/efi/efivars && efibootmgr -v'
 run_in debian-uefi 30 'mokutil --sb-state | grep -i "disabled"'
@@ -20,10 +21,12 @@ run_in debian-uefi 30 'efibootmgr | grep "Debian by hand"'
 type_serial debian-uefi 'poweroff\r'
 ends debian-uefi 180
 
-guest debian-secure --memory 1G --network none --firmware uefi-secure --disk-bus ahci --disk "$MATERIAL/debian12-esp.raw"
+guest debian-secure --memory 1G --network none --firmware uefi-secure --disk-bus ahci --tpm --disk "$MATERIAL/debian12-tools.raw"
 log_in debian-secure 1
 run_in debian-secure 30 'mokutil --sb-state | grep -i "SecureBoot enabled"'
 run_in debian-secure 30 'dmesg | grep -i "secure boot enabled\|Kernel is locked down"'
+# Here GRUB starts the kernel by its EFI stub, which asks the firmware for the log of what it has measured.
+run_in debian-secure 30 'grep -v -x "0*" /sys/class/tpm/tpm0/pcr-sha256/7 && [ $(head -c 64 /sys/kernel/security/tpm0/binary_bios_measurements | wc -c) = 64 ]'
 no_complaint debian-secure
 ik guest shutdown debian-secure
 ends debian-secure 180

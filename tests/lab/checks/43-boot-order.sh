@@ -9,7 +9,7 @@ off() {
   ik guest poweroff "$1"
   await_state "$1" stopped 30 || broken "$1 is '$(field "$1" state)' after power off"
 }
-two() { guest "$1" --memory 512M --network none --firmware "$2" --disk "$MATERIAL/debian12-esp.raw" --cdrom "$MATERIAL/rescue.iso" "${@:3}"; }
+two() { guest "$1" --memory 512M --network none --firmware "$2" --disk "$MATERIAL/debian12-tools.raw" --cdrom "$MATERIAL/rescue.iso" "${@:3}"; }
 
 # The disk comes first, the CD once, and a reset goes back to the disk.
 two uefi uefi

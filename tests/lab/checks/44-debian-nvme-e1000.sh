@@ -23,7 +23,7 @@ PYTHON
 web=$!
 trap 'remove_guests; kill $web' EXIT
 
-guest nvme --firmware uefi --memory 1G --network nat --network-card e1000 --disk-bus nvme --disk "$MATERIAL/debian12-esp.raw"
+guest nvme --firmware uefi --memory 1G --network nat --network-card e1000 --disk-bus nvme --disk "$MATERIAL/debian12-tools.raw"
 log_in nvme 1
 run_in nvme 30 'lsblk -dno NAME,TRAN | grep "nvme0n1 *nvme"'
 run_in nvme 30 'grep "^DRIVER=e1000" /sys/class/net/en*/device/uevent'
@@ -32,6 +32,7 @@ run_in nvme 60 'fstrim -v /'
 run_in nvme 60 'for i in $(seq 40); do ip -4 route | grep -q default && break; sleep 1; done; ip -4 route show default'
 run_in nvme 60 "curl -s --max-time 40 http://\$(ip -4 route show default | cut -d' ' -f3 | head -n 1):8098/data | tee /root/got | sha256sum | grep $sum"
 run_in nvme 60 "curl -s --max-time 40 -T /root/got http://\$(ip -4 route show default | cut -d' ' -f3 | head -n 1):8098/put | grep $sum"
+iperf nvme
 run_in nvme 90 'd=$(ls /sys/class/net | grep ^en); ip link set $d down; sleep 2; ip link set $d up; for i in $(seq 60); do ip -4 route | grep -q default && break; sleep 1; done; ping -c 2 -W 10 $(ip -4 route show default | cut -d" " -f3 | head -n 1)'
 run_in nvme 30 'dmesg | grep -i -E "nvme.*(timeout|abort|error|reset)|e1000.*(hang|error)|I/O error|ACPI (BIOS )?(Error|Warning)|BUG:|Call Trace" && false || true'
 # A reset in the middle of its writing: the file system heals, what was synced is there.

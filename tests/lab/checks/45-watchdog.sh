@@ -3,7 +3,7 @@
 # limit: 900
 . "$(dirname "$0")/../lib.sh"
 
-guest dog --firmware bios --memory 512M --network none --watchdog reset --disk "$MATERIAL/debian12-esp.raw"
+guest dog --firmware bios --memory 512M --network none --watchdog reset --disk "$MATERIAL/debian12-tools.raw"
 log_in dog 1
 run_in dog 60 'modprobe i6300esb heartbeat=20; cat /sys/class/watchdog/watchdog0/identity | grep 6300ESB; cat /sys/class/watchdog/watchdog0/bootstatus | grep "^0"'
 # Opening starts it; nobody feeds it.

@@ -51,13 +51,13 @@ sleeps_and_goes_on() {
   run_in "$1" 30 'dmesg | grep -i -E "I/O error|nvme.*(timeout|abort|reset)|e1000.*(hang|error)|soft lockup|stall|clocksource.*unstable|BUG:|Call Trace" && false || true'
 }
 
-guest sleepy --firmware bios --memory 512M --network nat --disk "$MATERIAL/debian12-esp.raw"
+guest sleepy --firmware bios --memory 512M --network nat --disk "$MATERIAL/debian12-tools.raw"
 log_in sleepy 1
 sleeps_and_goes_on sleepy
 ik guest shutdown sleepy
 ends sleepy 180
 
-guest dozy --firmware uefi --memory 512M --network nat --network-card e1000 --disk-bus nvme --disk "$MATERIAL/debian12-esp.raw"
+guest dozy --firmware uefi --memory 512M --network nat --network-card e1000 --disk-bus nvme --disk "$MATERIAL/debian12-tools.raw"
 log_in dozy 1
 sleeps_and_goes_on dozy
 # A reset after it: the firmware's flash and the devices are as after power on.

@@ -1,11 +1,11 @@
 #!/bin/bash
 # What a Linux guest makes of the rest of the machine: a portable processor with Hyper-V's enlightenments, USB keyboard and tablet, memory that
-# goes back to the host, sockets to the host, the VM generation id. By UEFI, so that OVMF meets all of it too.
+# goes back to the host, sockets to the host, the VM generation id, a TPM. By UEFI, so that OVMF meets all of it too.
 # limit: 1200
 # lab: --ovmf
 . "$(dirname "$0")/../lib.sh"
 
-guest all --firmware uefi --memory 768M --network none --cpu-model portable --hyperv --usb --vsock --disk "$MATERIAL/debian12-esp.raw"
+guest all --firmware uefi --memory 768M --network none --cpu-model portable --hyperv --usb --vsock --tpm --disk "$MATERIAL/debian12-tools.raw"
 log_in all 1
 # Linux finds both hypervisors and takes KVM; Windows looks at the first place only.
 run_in all 30 'dmesg | grep "Hypervisor detected: KVM"; modprobe cpuid; dd if=/dev/cpu/0/cpuid bs=16 count=1 iflag=skip_bytes skip=$((0x40000000)) status=none | tail -c 12 | grep "Microsoft Hv"'
@@ -14,6 +14,10 @@ run_in all 30 'cat /sys/devices/system/clocksource/clocksource0/current_clocksou
 run_in all 30 'for i in $(seq 20); do grep -q -i tablet /proc/bus/input/devices && break; sleep 1; done; cat /sys/bus/usb/devices/*/product; lspci -n 2>/dev/null | grep 0c03 || true'
 run_in all 30 '[ $(cat /sys/bus/usb/devices/[0-9]*-[0-9]*/product | grep -c -i -E "keyboard|tablet") = 2 ]'
 run_in all 30 'ls -d /sys/bus/acpi/devices/INKP0001:00'
+
+# The firmware has measured itself; the guest adds to a register that it may clear.
+run_in all 30 'grep -x 2 /sys/class/tpm/tpm0/tpm_version_major && grep -v -x "0*" /sys/class/tpm/tpm0/pcr-sha256/0'
+run_in all 30 'exec 3<>/dev/tpm0; printf "\\200\\002\\0\\0\\0\\101\\0\\0\\001\\202\\0\\0\\0\\020\\0\\0\\0\\011\\100\\0\\0\\011\\0\\0\\0\\0\\0\\0\\0\\0\\001\\0\\013%32s" "" >&3; head -c 10 <&3 | od -An -tx1 | grep "00 00 00 00$" && exec 3>&- && cat /sys/class/tpm/tpm0/pcr-sha256/16 >/dev/shm/pcr && grep -v -x "0*" /dev/shm/pcr'
 
 # A key of the viewer's comes from the USB keyboard.
 type_serial all 'k=$(grep -l -i "usb.*keyboard\|keyboard" /sys/class/input/event*/device/name | while read n; do d=$(dirname $n); readlink -f $d | grep -q usb && basename $(dirname $d); done | head -n 1); timeout 60 head -c 24 /dev/input/$k | od -An -tx1 | head -n 1; echo "key"-1\r'
@@ -52,9 +56,10 @@ PYTHON
 ) || broken "no program of the guest answers on its socket"
 [ "$answer" = "heard hello" ] || broken "the guest's program says '$answer'"
 
-run_in all 30 'dmesg | grep -i -E "ACPI (BIOS )?(Error|Warning)|xhci.*(error|halt|died|not responding)|usb.*(error|unable)|BUG:|Call Trace" && false || true'
+run_in all 30 'dmesg | grep -i -E "ACPI (BIOS )?(Error|Warning)|xhci.*(error|halt|died|not responding)|usb.*(error|unable)|tpm.*(error|fail|timeout)|BUG:|Call Trace" && false || true'
 # Suspended with all of it.
 ik guest suspend all
 ik guest start all
 run_in all 60 'ls -d /sys/bus/acpi/devices/INKP0001:00; grep -q -i tablet /proc/bus/input/devices'
+run_in all 30 'cmp /sys/class/tpm/tpm0/pcr-sha256/16 /dev/shm/pcr'
 run_in all 30 'dmesg | grep -i -E "xhci.*(error|halt|died|not responding)|BUG:|Call Trace" && false || true'
