@@ -77,9 +77,9 @@ class Innkeeper:
     def make_user(self):
         self.command("admin", "create-user", USER, "--role", "administrator", "--password-stdin", text=PASSWORD + "\n")
 
-    def create(self, name, *arguments):
-        """Makes a guest that has no network. Returns its id."""
-        self.command("guest", "create", name, "--network", "none", *arguments)
+    def create(self, name, *arguments, network="none"):
+        """Makes a guest. Returns its id."""
+        self.command("guest", "create", name, "--network", network, *arguments)
         self.guests.append(name)
         return json.loads(self.command("guest", "show", name, "--json"))["id"]
 
