@@ -220,9 +220,7 @@ impl Devices {
         let balloon_control = balloon.control();
         functions.add_virtio(slot::BALLOON, balloon)?;
         if let Some(listener) = files.vsock {
-            // Nothing was handed over that the guest could connect to.
-            let connect = Box::new(|_| Err(io::ErrorKind::ConnectionRefused.into()));
-            functions.add_virtio(slot::VSOCK, Vsock::new(GUEST_CID, listener, connect)?)?;
+            functions.add_virtio(slot::VSOCK, Vsock::new(GUEST_CID, listener)?)?;
         }
         let keyboard = if spec.switches.virtio_keyboard { Some(functions.add_keyboard()?) } else { None };
         let watchdog = match spec.watchdog {

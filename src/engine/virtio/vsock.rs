@@ -3,8 +3,12 @@
 //! ```text
 //! host to guest   a program connects to the listening socket and writes "CONNECT 1024\n"; it reads "OK 1073741824\n" when the
 //!                 guest has accepted, the number being its own port; then come the guest's bytes
-//! guest to host   the engine asks the one who made the device for a connected socket; without one, the guest is refused
+//! guest to host   a program connects there and writes "ACCEPT 2048\n"; it reads "OK 1025\n" when the guest connects to that port,
+//!                 the number being the guest's; then come the guest's bytes. A port for which nobody waits refuses the guest
 //! ```
+//!
+//! One connection of a program carries one of the guest, so a service that several may use at a time waits several times. Who
+//! waits goes on waiting when the guest is reset.
 //!
 //! Every connection has room for 64 KiB on its way to the host. Bytes for the guest go straight from the socket into its buffers,
 //! so a guest that takes nothing leaves them with the host's program. Connections end when the guest is suspended.
@@ -17,7 +21,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::net::{UnixListener, UnixStream},
+        unix::net::UnixListener,
     },
     slice,
     sync::{
@@ -29,7 +33,7 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, epoll};
 
 use self::{
-    connection::{Connection, Stage, Step},
+    connection::{Connection, Stage, Step, Wish},
     packet::{HEADER_BYTES, HOST_CID, Header, SHUTDOWN_BOTH, SHUTDOWN_SEND, STREAM, op},
 };
 use super::{
@@ -57,9 +61,6 @@ const PIECE_BYTES: usize = 4096;
 const LISTENER: u64 = CONNECTIONS_MAX as u64;
 const EPOLL_EVENTS: usize = 32;
 
-/// Connects to whatever the host offers the guest on a port. Called by the device's thread; it must not wait.
-pub type Connect = Box<dyn FnMut(u32) -> io::Result<UnixStream> + Send>;
-
 pub struct Vsock {
     worker: Worker,
     guest_cid: u64,
@@ -68,7 +69,7 @@ pub struct Vsock {
 
 impl Vsock {
     /// `guest_cid` is 3 or higher. `listener` is where the host's programs connect.
-    pub fn new(guest_cid: u32, listener: UnixListener, connect: Connect) -> io::Result<Vsock> {
+    pub fn new(guest_cid: u32, listener: UnixListener) -> io::Result<Vsock> {
         assert!(guest_cid > 2, "context ids up to 2 are not for guests");
         let guest_cid = u64::from(guest_cid);
         let restored = Arc::new(AtomicBool::new(false));
@@ -78,7 +79,6 @@ impl Vsock {
         let relay = Relay {
             guest_cid,
             listener,
-            connect,
             epoll,
             knocks: true,
             connections: (0..CONNECTIONS_MAX).map(|_| None).collect(),
@@ -137,7 +137,6 @@ impl SaveState for Vsock {
 struct Relay {
     guest_cid: u64,
     listener: UnixListener,
-    connect: Connect,
     epoll: OwnedFd,
     /// Somebody may wait at the listener.
     knocks: bool,
@@ -183,7 +182,9 @@ impl Work<Running> for Relay {
 
     fn forget(&mut self) {
         self.controls.clear();
-        self.connections.fill_with(|| None);
+        for connection in &mut self.connections {
+            connection.take_if(|connection| connection.stage != Stage::Waiting);
+        }
         self.knocks = true;
     }
 }
@@ -320,16 +321,19 @@ impl Relay {
         Ok(())
     }
 
-    /// The guest wants to connect to the host. False when there is nobody.
+    /// The guest wants to connect to the host. False when nobody waits for it there.
     fn answer(&mut self, header: &Header) -> bool {
-        if self.connections.iter().all(Option::is_some) {
+        // Who came before the guest did is found, and who left is not, however late we look.
+        self.look_at_sockets();
+        self.let_in();
+        self.look_at_sockets();
+        let waiting = self.find_waiting(header.to_port);
+        let Some(connection) = waiting.and_then(|index| self.connections.get_mut(index)?.as_mut()) else {
             return false;
-        }
-        let Ok(socket) = (self.connect)(header.to_port) else { return false };
-        let Some(index) = self.add(Connection::new(socket, Stage::Open)) else { return false };
-        let Some(Some(connection)) = self.connections.get_mut(index) else { return false };
-        (connection.guest_port, connection.host_port) = (header.from_port, header.to_port);
+        };
+        connection.guest_port = header.from_port;
         connection.take_credit(header);
+        connection.open();
         let response = connection.header(self.guest_cid, op::RESPONSE);
         self.controls.push_back(response);
         true
@@ -339,9 +343,17 @@ impl Relay {
     fn find(&self, guest_port: u32, host_port: u32) -> Option<usize> {
         self.connections.iter().position(|connection| {
             connection.as_ref().is_some_and(|it| {
-                !matches!(it.stage, Stage::Greeting(_)) && it.guest_port == guest_port && it.host_port == host_port
+                matches!(it.stage, Stage::Asked | Stage::Open)
+                    && it.guest_port == guest_port
+                    && it.host_port == host_port
             })
         })
+    }
+
+    /// Where a program waits for the guest to connect to this port of the host.
+    fn find_waiting(&self, host_port: u32) -> Option<usize> {
+        let waits = |it: &Connection| it.stage == Stage::Waiting && it.host_port == host_port && !it.hung_up;
+        self.connections.iter().position(|connection| connection.as_ref().is_some_and(waits))
     }
 
     /// Gives a connection a number; `None` when there are too many or the host has no more to give.
@@ -360,7 +372,7 @@ impl Relay {
         }
     }
 
-    /// Accepts programs of the host, and asks the guest for those that have named a port. True when it did something.
+    /// Accepts programs of the host, and asks the guest for those that want to connect to it. True when it did something.
     fn let_in(&mut self) -> bool {
         let mut busy = false;
         while self.knocks && !self.is_full() && self.connections.iter().any(Option::is_none) {
@@ -381,7 +393,12 @@ impl Relay {
             let Some(Some(connection)) = self.connections.get_mut(index) else { continue };
             match connection.read_line() {
                 Ok(None) => {}
-                Ok(Some(guest_port)) => {
+                Ok(Some(Wish::Accept(host_port))) => {
+                    connection.host_port = host_port;
+                    connection.stage = Stage::Waiting;
+                    busy = true;
+                }
+                Ok(Some(Wish::Connect(guest_port))) => {
                     let host_port = self.free_port(guest_port);
                     let Some(Some(connection)) = self.connections.get_mut(index) else { continue };
                     (connection.guest_port, connection.host_port) = (guest_port, host_port);
@@ -428,9 +445,11 @@ impl Relay {
                     shut == SHUTDOWN_BOTH
                 }
                 // The program did not wait for the guest.
-                _ => connection.stage == Stage::Asked && connection.hung_up,
+                _ => matches!(connection.stage, Stage::Asked | Stage::Waiting) && connection.hung_up,
             };
-            let reply = if over {
+            let reply = if connection.stage == Stage::Waiting {
+                None
+            } else if over {
                 Some(connection.header(self.guest_cid, op::RST))
             } else if connection.owes_credit() {
                 Some(connection.header(self.guest_cid, op::CREDIT_UPDATE))

@@ -204,7 +204,7 @@ impl Machine {
         let usb_input = match device.extra {
             Extra::Usb => Some(add_usb(&devices, &ram)),
             Extra::Vsock => {
-                far.vsock = Some(add_vsock(&devices, &ram, &far.streams));
+                far.vsock = Some(add_vsock(&devices, &ram));
                 None
             }
             Extra::Nothing | Extra::Cd | Extra::Flash | Extra::Gpu | Extra::Keyboard | Extra::Tpm => None,
@@ -261,22 +261,12 @@ fn add_usb(devices: &Devices, ram: &GuestRam) -> UsbInput {
     input
 }
 
-fn add_vsock(devices: &Devices, ram: &GuestRam, streams: &Arc<Mutex<Vec<UnixStream>>>) -> SocketAddr {
+fn add_vsock(devices: &Devices, ram: &GuestRam) -> SocketAddr {
     static MADE: AtomicU64 = AtomicU64::new(0);
     let name = format!("innkeeper-fuzz-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
     let at = SocketAddr::from_abstract_name(name).expect("a name");
     let listener = UnixListener::bind_addr(&at).expect("a socket");
-    let theirs = Arc::clone(streams);
-    let connect = Box::new(move |port| {
-        if port % 4 == 3 {
-            return Err(io::ErrorKind::ConnectionRefused.into());
-        }
-        let (near, far) = UnixStream::pair()?;
-        far.set_nonblocking(true)?;
-        theirs.lock().expect("nobody panicked").push(far);
-        Ok(near)
-    });
-    let vsock = Vsock::new(CID, listener, connect).expect("a device");
+    let vsock = Vsock::new(CID, listener).expect("a device");
     let vectors = VirtioPci::vectors(&vsock);
     let mut root = devices.pci.lock().expect("nobody panicked");
     let (at_slot, ram) = (DevFn::new(slot::VSOCK, 0), ram.clone());

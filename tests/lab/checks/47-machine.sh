@@ -1,7 +1,7 @@
 #!/bin/bash
 # What a Linux guest makes of the rest of the machine: a portable processor with Hyper-V's enlightenments, USB keyboard and tablet, memory that
 # goes back to the host, sockets to the host, the VM generation id, a TPM. By UEFI, so that OVMF meets all of it too.
-# limit: 1200
+# limit: 2000
 # lab: --ovmf
 . "$(dirname "$0")/../lib.sh"
 
@@ -55,6 +55,22 @@ print(f.readline().decode().strip())
 PYTHON
 ) || broken "no program of the guest answers on its socket"
 [ "$answer" = "heard hello" ] || broken "the guest's program says '$answer'"
+
+# And the other way; a port for which nobody waits is refused.
+timeout 60 python3 - "$STATE/run/guests/$(field all id)/vsock.sock" >"$RESULTS/accepted" <<'PYTHON' &
+import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+s.sendall(b"ACCEPT 2048\n")
+f = s.makefile("rb")
+assert f.readline().startswith(b"OK "), "no connection"
+print(f.readline().decode().strip())
+s.sendall(b"heard\n")
+PYTHON
+accepting=$!
+sleep 2
+run_in all 30 "perl -e 'socket(S,40,1,0) or die; connect(S,pack(\"SSLLx4\",40,0,2049,2)) and die; socket(S,40,1,0) or die; connect(S,pack(\"SSLLx4\",40,0,2048,2)) or die; syswrite(S,\"from the guest\\\\n\"); sysread(S,\$l,99); exit(\$l ne \"heard\\\\n\")'"
+wait "$accepting" && [ "$(cat "$RESULTS/accepted")" = "from the guest" ] || broken "no program of the guest reaches the host's socket"
 
 run_in all 30 'dmesg | grep -i -E "ACPI (BIOS )?(Error|Warning)|xhci.*(error|halt|died|not responding)|usb.*(error|unable)|tpm.*(error|fail|timeout)|BUG:|Call Trace" && false || true'
 # Suspended with all of it.

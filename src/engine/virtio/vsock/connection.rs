@@ -17,11 +17,34 @@ const LINE_BYTES_MAX: usize = 32;
 /// How far a connection is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// The host's program has not said yet which port it wants: its line so far.
+    /// The host's program has not said yet what it wants: its line so far.
     Greeting(Vec<u8>),
     /// The guest was asked.
     Asked,
+    /// The host's program waits for the guest to connect to `host_port`.
+    Waiting,
     Open,
+}
+
+/// What the host's program wants, with the port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// To a port of the guest.
+    Connect(u32),
+    /// The guest's next connection to this port of the host.
+    Accept(u32),
+}
+
+impl Wish {
+    fn from_line(line: &[u8]) -> Option<Wish> {
+        let (word, port) = std::str::from_utf8(line).ok()?.trim_end_matches('\r').split_once(' ')?;
+        let port = port.parse().ok()?;
+        match word {
+            "CONNECT" => Some(Wish::Connect(port)),
+            "ACCEPT" => Some(Wish::Accept(port)),
+            _ => None,
+        }
+    }
 }
 
 /// What became of a step on the host's end.
@@ -134,10 +157,11 @@ impl Connection {
         self.to_host.extend(bytes);
     }
 
-    /// The guest has accepted: its answer is the first that the host's program reads.
+    /// Both sides are there: that is the first that the host's program reads, with the port that it does not know.
     pub(super) fn open(&mut self) {
+        let port = if self.stage == Stage::Waiting { self.guest_port } else { self.host_port };
         self.stage = Stage::Open;
-        let line = format!("OK {}\n", self.host_port);
+        let line = format!("OK {port}\n");
         self.own_bytes = line.len();
         self.to_host.extend(line.as_bytes());
     }
@@ -177,8 +201,8 @@ impl Connection {
         let _ = shutdown(&self.socket, how);
     }
 
-    /// Reads on in the line by which the host's program names a port of the guest. Gives the port when the line is whole.
-    pub(super) fn read_line(&mut self) -> Result<Option<u32>, io::Error> {
+    /// Reads on in the line by which the host's program says what it wants. Gives that when the line is whole.
+    pub(super) fn read_line(&mut self) -> Result<Option<Wish>, io::Error> {
         let Stage::Greeting(line) = &mut self.stage else { return Ok(None) };
         while self.readable {
             let mut byte = [0];
@@ -186,9 +210,7 @@ impl Connection {
             match recv(&self.socket, &mut byte, RecvFlags::empty()) {
                 Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) if byte == *b"\n" => {
-                    let port = std::str::from_utf8(line).ok().and_then(|line| line.strip_prefix("CONNECT "));
-                    let port = port.and_then(|port| port.trim_end_matches('\r').parse().ok());
-                    return port.map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into());
+                    return Wish::from_line(line).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into());
                 }
                 Ok(_) if line.len() == LINE_BYTES_MAX => return Err(io::ErrorKind::InvalidData.into()),
                 Ok(_) => line.push(byte[0]),

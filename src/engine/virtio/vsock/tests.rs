@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     net::Shutdown,
-    sync::Mutex,
+    os::unix::net::UnixStream,
     time::Duration,
 };
 
@@ -26,27 +26,18 @@ const FIRST_PORT: u32 = HOST_PORTS;
 struct Rig {
     driver: Driver,
     folder: tempfile::TempDir,
-    /// What the guest's connections to the host lead to, by the order of connecting.
-    offered: Arc<Mutex<VecDeque<UnixStream>>>,
     restored: Arc<AtomicBool>,
 }
 
-fn device(folder: &tempfile::TempDir) -> (Vsock, Arc<Mutex<VecDeque<UnixStream>>>) {
-    let listener = UnixListener::bind(folder.path().join("vsock")).unwrap();
-    let offered = Arc::new(Mutex::new(VecDeque::new()));
-    let take = Arc::clone(&offered);
-    let connect = move |port| match port {
-        80 => take.lock().unwrap().pop_front().ok_or_else(|| io::ErrorKind::ConnectionRefused.into()),
-        _ => Err(io::ErrorKind::ConnectionRefused.into()),
-    };
-    (Vsock::new(CID as u32, listener, Box::new(connect)).unwrap(), offered)
+fn device(folder: &tempfile::TempDir) -> Vsock {
+    Vsock::new(CID as u32, UnixListener::bind(folder.path().join("vsock")).unwrap()).unwrap()
 }
 
 fn rig() -> Rig {
     let folder = tempfile::tempdir().unwrap();
-    let (vsock, offered) = device(&folder);
+    let vsock = device(&folder);
     let restored = Arc::clone(&vsock.restored);
-    let mut rig = Rig { driver: Driver::plug(vsock), folder, offered, restored };
+    let mut rig = Rig { driver: Driver::plug(vsock), folder, restored };
     rig.start();
     rig
 }
@@ -118,6 +109,13 @@ impl Rig {
         (client, mine)
     }
 
+    /// A program of the host that waits for the guest to connect to `port`.
+    fn waiting(&self, port: u32) -> UnixStream {
+        let mut client = self.client();
+        client.write_all(format!("ACCEPT {port}\n").as_bytes()).unwrap();
+        client
+    }
+
     fn send_data(&mut self, mine: Header, data: &[u8]) {
         self.send(Header { op: op::RW, bytes: data.len() as u32, ..mine }, data);
     }
@@ -174,18 +172,25 @@ fn a_program_of_the_host_talks_with_one_in_the_guest() {
 }
 
 #[test]
-fn a_program_of_the_guest_reaches_only_what_the_host_offers() {
+fn a_program_of_the_guest_reaches_only_who_waits_for_it() {
     let mut rig = rig();
-    for port in [80, 81, 0, u32::MAX] {
+    let mut far = rig.waiting(80);
+    for port in [81, 0, u32::MAX] {
         rig.send(Header { op: op::REQUEST, ..to_port(port) }, &[]);
         let (reset, _) = rig.packet();
         assert_eq!((reset.op, reset.from_port, reset.to_port), (op::RST, port, 5000));
     }
-    let (near, mut far) = UnixStream::pair().unwrap();
-    rig.offered.lock().unwrap().push_back(near);
     let mine = to_port(80);
     rig.send(Header { op: op::REQUEST, ..mine }, &[]);
-    assert_eq!(rig.op(), op::RESPONSE);
+    let (response, _) = rig.packet();
+    assert_eq!((response.op, response.from_port, response.to_port), (op::RESPONSE, 80, 5000));
+    let mut line = [0; 8];
+    far.read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"OK 5000\n");
+    // It waited for one, so the next finds nobody.
+    rig.send(Header { op: op::REQUEST, from_port: 5001, ..mine }, &[]);
+    let (reset, _) = rig.packet();
+    assert_eq!((reset.op, reset.to_port), (op::RST, 5001));
     rig.send_data(mine, b"GET");
     let mut seen = [0; 3];
     far.read_exact(&mut seen).unwrap();
@@ -198,6 +203,33 @@ fn a_program_of_the_guest_reaches_only_what_the_host_offers() {
     rig.send_data(mine, b"more");
     assert_eq!(rig.op(), op::RST, "it had said that it sends no more");
     assert_eq!(far.write(b"x").map_err(|error| error.kind()), Err(io::ErrorKind::BrokenPipe));
+}
+
+#[test]
+fn several_wait_and_who_left_does_not_count() {
+    let mut rig = rig();
+    let gone = rig.waiting(80);
+    let mut early = rig.waiting(80);
+    early.write_all(b"first").unwrap();
+    let _other = rig.waiting(81);
+    drop(gone);
+    rig.send(Header { op: op::REQUEST, ..to_port(80) }, &[]);
+    assert_eq!(rig.op(), op::RESPONSE);
+    assert_eq!(rig.packet().1, b"first", "what was written behind the line is the guest's");
+    // Who waits goes on waiting through a reset; who is connected does not.
+    let mut patient = rig.waiting(82);
+    rig.send(Header { op: op::REQUEST, ..to_port(83) }, &[]);
+    assert_eq!(rig.op(), op::RST);
+    rig.driver.registers.reset();
+    let mut rest = String::new();
+    early.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "OK 5000\n");
+    rig.start();
+    rig.send(Header { op: op::REQUEST, ..to_port(82) }, &[]);
+    assert_eq!(rig.op(), op::RESPONSE);
+    let mut line = [0; 8];
+    patient.read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"OK 5000\n");
 }
 
 #[test]
@@ -295,7 +327,16 @@ fn a_guest_that_sends_more_than_there_is_room_for_loses_the_connection() {
 #[test]
 fn programs_that_say_something_else_are_let_go() {
     let mut rig = rig();
-    for line in ["GET / HTTP/1.1\n", "CONNECT\n", "CONNECT -1\n", "CONNECT 4294967296\n", "\n", &"x".repeat(100)] {
+    for line in [
+        "GET / HTTP/1.1\n",
+        "CONNECT\n",
+        "CONNECT -1\n",
+        "CONNECT 4294967296\n",
+        "ACCEPT\n",
+        "ACCEPT x\n",
+        "\n",
+        &"x".repeat(100),
+    ] {
         let mut client = rig.client();
         client.write_all(line.as_bytes()).unwrap();
         // What was not read makes the end a reset.
@@ -451,11 +492,11 @@ fn a_flood_cannot_hold_up_a_reset() {
 #[test]
 fn a_restored_guest_hears_that_its_connections_are_gone() {
     let folder = tempfile::tempdir().unwrap();
-    let (mut vsock, _) = device(&folder);
+    let mut vsock = device(&folder);
     let saved = matches_golden(&vsock.save());
     vsock.restore(&saved).unwrap();
     let restored = Arc::clone(&vsock.restored);
-    let mut rig = Rig { driver: Driver::plug(vsock), folder, offered: Arc::default(), restored };
+    let mut rig = Rig { driver: Driver::plug(vsock), folder, restored };
     rig.start();
     assert!(rig.restored.load(Ordering::Acquire), "no buffer for the event yet");
     assert_eq!(rig.driver.run(2, &[writable(BUFFERS, 4)]).bytes, 4);
@@ -467,7 +508,7 @@ fn a_restored_guest_hears_that_its_connections_are_gone() {
     let mut refused = 0;
     spoil(&saved, |state| {
         let folder = tempfile::tempdir().unwrap();
-        let (mut vsock, _) = device(&folder);
+        let mut vsock = device(&folder);
         refused += usize::from(vsock.restore(state).is_err());
     });
     assert!(refused > 5, "{refused}");
