@@ -93,7 +93,7 @@ pub enum HostRequest {
     OpenFile(Place),
     /// Opens a disk for a guest whose engine lives, locked as at a start. Answer: `File`, with one descriptor.
     OpenDisk { guest: Id, disk: Id },
-    /// Makes the host's end of a network card for a guest whose engine lives and has none. Answer: `Done`, with a tap's queues or one socket.
+    /// Makes the host's end of a network card for a guest whose engine lives and has none. Answer: `Done`, with the descriptors that `AttachNetwork` takes.
     ConnectNetwork { spec: Box<GuestSpec>, attachment: Attachment },
     /// Opens the file that a guest is suspended to, empty, for writing. Answer: `File`, with one descriptor.
     OpenSuspend(Id),
@@ -392,7 +392,7 @@ pub enum EngineAction {
     /// With one descriptor, locked as those at the start: the guest gets one more disk, on virtio or NVMe, in the slot that it names or
     /// in the first that is free. `Plugged` is sent before the reply.
     AttachDisk(DiskSpec),
-    /// With a tap's queues or one socket: the guest, which has no network card, gets one. `Plugged` is sent before the reply.
+    /// With a tap's queues, and an open `/dev/vhost-net` for each or none, or with one socket: the guest, which has no network card, gets one. `Plugged` is sent before the reply.
     AttachNetwork(NetworkSpec),
     /// Asks the guest to let this go. The reply comes when it is asked, also when it was before; `Plugged` tells when it has. One that
     /// does not listen never does: its next reset takes the device out.

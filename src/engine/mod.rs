@@ -60,6 +60,7 @@ pub mod variables;
 pub mod vcpu;
 mod vcpu_state;
 pub mod vga;
+pub mod vhost;
 pub mod virtio;
 pub mod vm;
 pub mod watchdog;

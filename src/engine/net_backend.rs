@@ -34,6 +34,8 @@ pub struct NetBackend {
     /// The other end is gone for good: the guest's frames are lost and none come.
     broken: bool,
     watch: AddressWatch,
+    /// Bytes that passed between tap and guest RAM since somebody asked.
+    carried: u64,
 }
 
 impl NetBackend {
@@ -44,7 +46,7 @@ impl NetBackend {
             NetworkBackend::Passt => Link::Passt(Box::new(Passt::new(fd))),
         };
         rustix::io::ioctl_fionbio(link.as_fd(), true)?;
-        Ok(NetBackend { link, broken: false, watch })
+        Ok(NetBackend { link, broken: false, watch, carried: 0 })
     }
 
     pub fn as_fd(&self) -> BorrowedFd<'_> {
@@ -105,7 +107,7 @@ impl NetBackend {
                     pieces.push(*span).map_err(|_| Malformed)?;
                 }
                 // A frame that a tap does not take is lost, as on a wire.
-                let _ = pieces.write_message(tap.fd.as_fd(), header);
+                self.carried += pieces.write_message(tap.fd.as_fd(), header).unwrap_or(0) as u64;
             }
             Link::Passt(passt) => passt.pack_chain(ram, chain),
         }
@@ -147,7 +149,10 @@ impl NetBackend {
         }
         let mut header = [0; HEADER_BYTES];
         match pieces.read_message(tap.fd.as_fd(), &mut header) {
-            Ok(bytes) if bytes >= HEADER_BYTES => Some((header, bytes)),
+            Ok(bytes) if bytes >= HEADER_BYTES => {
+                self.carried += bytes as u64;
+                Some((header, bytes))
+            }
             Err(error) if is_nothing(&error) => None,
             // No tap gives less than a header.
             Ok(_) | Err(_) => {
@@ -155,6 +160,11 @@ impl NetBackend {
                 None
             }
         }
+    }
+
+    /// How many bytes passed between a tap and guest RAM, without a copy here, since the last call.
+    pub fn take_carried(&mut self) -> u64 {
+        std::mem::take(&mut self.carried)
     }
 
     /// Takes the next frame into our own memory, if it is not there yet. Gives its length; `None` when no frame waits.
@@ -165,6 +175,14 @@ impl NetBackend {
         let held = self.link.hold_frame();
         self.broken = held.is_err();
         held.unwrap_or(None)
+    }
+
+    /// Whether a frame is held that the guest has not got.
+    pub fn holds_frame(&self) -> bool {
+        match &self.link {
+            Link::Tap(tap) => tap.held.as_ref().is_some_and(|held| held.bytes > 0),
+            Link::Passt(passt) => passt.frame().is_some(),
+        }
     }
 
     /// The frame that is held.

@@ -84,6 +84,11 @@ pub(crate) mod testing {
         thread::scope(|scope| scope.spawn(inside).join().unwrap());
     }
 
+    /// As many `/dev/vhost-net`, or none.
+    pub(crate) fn vhosts(count: usize) -> Vec<OwnedFd> {
+        crate::host::tap::open_vhost(count)
+    }
+
     pub(crate) fn ip(arguments: &str) {
         let done = Command::new("/sbin/ip").args(arguments.split(' ')).stdout(Stdio::null()).status();
         assert!(done.is_ok_and(|status| status.success()), "ip {arguments}");

@@ -66,6 +66,10 @@ const DESCRIPTORS_MAX: usize = 8;
 pub struct Ready(u8);
 
 impl Ready {
+    pub fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
     pub fn has(self, index: usize) -> bool {
         index < DESCRIPTORS_MAX && self.0 & 1 << index != 0
     }
@@ -85,6 +89,11 @@ impl Stop {
     /// As `wait`, and says which of `others` are ready; `None` to stop.
     pub fn wait_ready(&self, others: &[PollFd<'_>]) -> Option<Ready> {
         self.poll(others, None)
+    }
+
+    /// As `wait_ready`, for at most so long: none is ready then.
+    pub fn wait_ready_for(&self, others: &[PollFd<'_>], timeout: Duration) -> Option<Ready> {
+        self.poll(others, Some(timeout))
     }
 
     fn poll(&self, others: &[PollFd<'_>], timeout: Option<Duration>) -> Option<Ready> {

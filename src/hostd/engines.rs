@@ -218,7 +218,7 @@ impl Engines {
         Ok(())
     }
 
-    /// The host's end of the guest's network card: a tap's queues, or one socket.
+    /// The host's end of the guest's network card: a tap's queues, with the kernel's virtio-net for each where there is that, or one socket.
     fn connect(&self, spec: &GuestSpec, attachment: &Attachment, run_as: Option<u32>) -> Result<Vec<OwnedFd>> {
         if *attachment == Attachment::User {
             return passt::start(run_as).map(|socket| vec![socket]);
@@ -229,7 +229,11 @@ impl Engines {
             Attachment::Bridge(bridge) => self.networks.attach_bridge(bridge, &tap.name)?,
             Attachment::User => {}
         }
-        Ok(tap.queues)
+        let mut links = tap.queues;
+        if spec.network.as_ref().is_some_and(|network| network.model == NetworkModel::Virtio) {
+            links.extend(tap::open_vhost(links.len()));
+        }
+        Ok(links)
     }
 
     /// The same for a guest that runs, and has no network card now.

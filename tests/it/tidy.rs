@@ -80,6 +80,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/engine/uring.rs",
     "src/engine/vcpu.rs",
     "src/engine/vcpu_state.rs",
+    "src/engine/vhost.rs",
     "src/engine/vm.rs",
     "src/host/sys.rs",
     "src/main.rs",

@@ -227,7 +227,7 @@ impl Functions {
         Ok(())
     }
 
-    /// `links` are the queues of a tap, or one socket; not empty.
+    /// `links` are the queues of a tap, with a `/dev/vhost-net` for each or none, or one socket; not empty, and the first is no vhost.
     pub(super) fn add_network(&mut self, network: &NetworkSpec, mut links: Vec<OwnedFd>) -> io::Result<()> {
         let watch = AddressWatch::new(Arc::clone(&self.listeners.addresses));
         match network.model {

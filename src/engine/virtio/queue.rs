@@ -262,6 +262,40 @@ impl VirtQueue {
         Ok(flags & AVAIL_NO_INTERRUPT != 0)
     }
 
+    /// Where descriptor table, available and used ring are in this process, for the kernel to serve the queue itself. `None` when
+    /// one of them is not in one piece there.
+    pub fn host_addresses(&self, ram: &GuestRam) -> Option<[u64; 3]> {
+        let size = u32::from(self.queue.size());
+        let parts = [
+            (self.queue.desc_table(), DESCRIPTOR_BYTES * size),
+            (self.queue.avail_ring(), AVAIL_ENTRIES_AT as u32 + 2 * size + 2),
+            (self.queue.used_ring(), USED_ELEMENTS_AT as u32 + USED_ELEMENT_BYTES as u32 * size + 2),
+        ];
+        let mut addresses = [0; 3];
+        for (address, (at, bytes)) in addresses.iter_mut().zip(parts) {
+            let mut pieces = 0;
+            let piece = |host: *mut u8, _| (pieces, *address) = (pieces + 1, host as u64);
+            ram.host_pieces(RamSpan { at: Gpa(at), bytes }, piece).ok()?;
+            if pieces != 1 {
+                return None;
+            }
+        }
+        Some(addresses)
+    }
+
+    /// Which entry of the available ring comes next.
+    pub fn next(&self) -> u16 {
+        self.queue.next_avail()
+    }
+
+    /// Goes on where the kernel, which served the queue, left off: at entry `next`, behind what it has used.
+    pub fn take_back(&mut self, ram: &GuestRam, next: u16) -> Result<(), Malformed> {
+        let used = ram.load_u16(Gpa(self.queue.used_ring() + INDEX_AT)).map_err(|_| Malformed)?;
+        self.queue.set_next_avail(next);
+        self.queue.set_next_used(used);
+        Ok(())
+    }
+
     /// Its number among the device's queues, and where it is; for a saved state.
     pub fn state(&self) -> (usize, QueueState) {
         (self.index, self.queue.state())

@@ -2,13 +2,15 @@
 //! first serves the control queue too.
 //!
 //! A tap has the same header before each frame as the queues: checksums and segmentation are left to the guest's driver, the
-//! kernel or nobody, as the driver accepted. `passt` knows nothing of them, and the guest is not offered them.
+//! kernel or nobody, as the driver accepted. `passt` knows nothing of them, and the guest is not offered them. Streams of a tap the
+//! kernel serves by itself where it can (`handover.rs`).
 //!
 //! ```text
 //! queues   0 receive  1 transmit   2 receive  3 transmit   …   2N control; without VIRTIO_NET_F_MQ it is 2
 //! ```
 
 mod control;
+mod handover;
 mod header;
 mod receive;
 mod settings;
@@ -32,6 +34,7 @@ use virtio_bindings::virtio_net::{
 
 pub use self::settings::NetLink;
 use self::{
+    handover::Load,
     receive::{Received, Receiver},
     settings::{Settings, saved},
 };
@@ -47,6 +50,7 @@ use crate::{
         net_backend::NetBackend,
         saved::{BadState, SaveState, State},
         tap,
+        vhost::Vhost,
         worker::{Served, Stop, Work},
     },
     spec::NetworkBackend,
@@ -60,6 +64,8 @@ pub const PAIRS_MAX: usize = 4;
 const QUEUES: [u16; 2 * PAIRS_MAX + 1] = [QUEUE_SIZE; 2 * PAIRS_MAX + 1];
 /// Frames before other work gets its turn, and the guest an interrupt.
 const BURST: usize = 64;
+/// More than one full frame is part of a stream: what acknowledges it is there already, as the host answers while we send.
+const ANSWERED_BYTES: u64 = 2048;
 
 /// Whatever is behind it.
 const FEATURES: Features = 1 << VIRTIO_NET_F_MAC
@@ -86,7 +92,8 @@ const TAP_USO_FEATURES: Features =
 /// What a card is made of.
 pub struct NetParts {
     pub backend: NetworkBackend,
-    /// A tap's queues, one for each pair of the card's, at most `PAIRS_MAX`; or one socket.
+    /// A tap's queues, one for each pair of the card's, at most `PAIRS_MAX`, and as many `/dev/vhost-net` where the host has that; or one
+    /// socket.
     pub links: Vec<OwnedFd>,
     pub mac: MacAddr,
     /// The longest packet that the network carries, when that is known: the driver sends no longer ones.
@@ -106,6 +113,8 @@ impl Net {
     /// The links are made non-blocking. Errors: no link, too many, or what the kernel says.
     pub fn new(parts: NetParts) -> io::Result<Net> {
         let NetParts { backend, links, mac, mtu, watch } = parts;
+        let (vhosts, links): (Vec<_>, Vec<_>) = links.into_iter().partition(|link| Vhost::is(link.as_fd()));
+        let mut vhosts = vhosts.into_iter();
         let mut offered = FEATURES;
         let mut taps = Vec::new();
         if backend == NetworkBackend::Tap {
@@ -128,7 +137,9 @@ impl Net {
         let mut workers = Vec::new();
         for (number, link) in links.into_iter().enumerate() {
             let backend = NetBackend::new(link, backend, watch.clone())?;
-            let pair = Pair { number, backend, settings: Arc::clone(&settings), chain: Chain::default() };
+            let vhost = vhosts.next().map(Vhost::new).transpose()?;
+            let (settings, load, chain) = (Arc::clone(&settings), Load::default(), Chain::default());
+            let pair = Pair { number, backend, settings, vhost, load, chain };
             workers.push(Worker::spawn("net", pair)?);
         }
         Ok(Net { workers, settings, offered, mtu: mtu.unwrap_or_default() })
@@ -194,6 +205,9 @@ struct Pair {
     number: usize,
     backend: NetBackend,
     settings: Arc<Settings>,
+    /// The kernel's own way for streams.
+    vhost: Option<Vhost>,
+    load: Load,
     /// The frame or command under way.
     chain: Chain,
 }
@@ -211,6 +225,16 @@ struct Session<'a> {
     pieces: RamVec,
     /// Frames come when the guest has queued buffers; otherwise when there are some.
     waits_for_buffers: bool,
+}
+
+/// What became of a burst of the guest's frames.
+#[derive(Clone, Copy, Default)]
+struct Sent {
+    bytes: u64,
+    /// It ended before the queue did.
+    more: bool,
+    /// The rest waits for room on the link.
+    waits: bool,
 }
 
 /// Which queues may have work.
@@ -274,10 +298,8 @@ impl Pair {
             if look.control {
                 more |= self.control(session)?;
             }
-            if look.tx {
-                more |= self.transmit(session)?;
-            }
-            if look.rx {
+            let sent = if look.tx { self.transmit(session)? } else { Sent::default() };
+            if look.rx || sent.bytes > ANSWERED_BYTES {
                 more |= self.receive(session)?;
             }
             if self.backend.is_broken() {
@@ -286,6 +308,13 @@ impl Pair {
             if stop.asked() {
                 return Ok(Served::Stopped);
             }
+            if self.load.add(self.backend.take_carried()) && self.carries() {
+                self.hand_over(session, stop)?;
+                look = EVERYWHERE;
+                continue;
+            }
+            // Only now: while frames came in, the driver could queue more without a kick.
+            more |= sent.more || (!sent.waits && session.tx.enable_kicks(session.ram)?);
             look = if more { EVERYWHERE } else { self.wait(session, stop) };
         }
     }
@@ -308,21 +337,22 @@ impl Pair {
         control::serve(ram, queue, interrupts, &mut self.chain, &self.settings, *features)
     }
 
-    /// Sends what the guest has queued, as far as the link takes it. True when the burst ended before the queue did.
-    fn transmit(&mut self, session: &mut Session<'_>) -> Result<bool, Malformed> {
+    /// Sends what the guest has queued, as far as the link takes it. Kicks are off afterwards.
+    fn transmit(&mut self, session: &mut Session<'_>) -> Result<Sent, Malformed> {
         let Session { ram, interrupts, features, tx, pieces, .. } = session;
         let carries = self.carries();
         tx.disable_kicks(ram)?;
-        let mut more = true;
+        let mut sent = Sent { more: true, ..Sent::default() };
         for _ in 0..BURST {
             if !self.backend.has_room() {
-                more = false;
+                (sent.more, sent.waits) = (false, true);
                 break;
             }
             if !tx.pop(ram, &mut self.chain)? {
-                more = tx.enable_kicks(ram)?;
+                sent.more = false;
                 break;
             }
+            sent.bytes += self.chain.readable_bytes();
             // Without a link they are lost, as on a card.
             if carries {
                 transmit::send(ram, &self.chain, &mut self.backend, *features, pieces)?;
@@ -331,7 +361,7 @@ impl Pair {
         }
         self.backend.flush();
         tx.notify(ram, interrupts)?;
-        Ok(more)
+        Ok(sent)
     }
 
     /// Gives the guest the frames that wait. True when more may be there.

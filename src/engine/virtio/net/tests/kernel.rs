@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
 use super::*;
-use crate::engine::tap::testing::{ip, with_a_tap};
+use crate::engine::tap::testing::{ip, vhosts, with_a_tap};
 
 const ALL: Features = VERSION_1 | FEATURES | TAP_FEATURES;
 const HEADERS_BYTES: usize = 14 + 20 + 8;
@@ -231,4 +231,59 @@ fn frames_are_shared_out_over_the_pairs_in_use() {
         driver.start(all);
         receive(&mut driver, 1);
     });
+}
+
+/// Where the host has vhost-net.
+#[test]
+fn the_kernel_carries_a_stream_and_gives_the_queues_back() {
+    with_a_tap(1, |mut queues| {
+        let vhosts = vhosts(1);
+        if vhosts.is_empty() {
+            return println!("skipped: no /dev/vhost-net here");
+        }
+        queues.extend(vhosts);
+        ip(&format!("link set ik-test address {TAP_MAC}"));
+        ip(&format!("neighbour add 10.9.8.2 lladdr {MAC} dev ik-test"));
+        let (parts, seen) = parts(queues, NetworkBackend::Tap);
+        let mut driver = Driver::plug(Net::new(parts).unwrap());
+        let host = host();
+        driver.start(ALL | EVENT_IDX);
+        offer_all(&mut driver, 0);
+        wait_until_it_runs(&mut driver);
+        // As much as two measures of a stream, and one more for a slow start: nobody listens at that port of the host's.
+        let silent = UdpSocket::bind("10.9.8.1:0").unwrap();
+        let long = datagram(&silent, &frame(1, 60_000));
+        for _ in 0..3 * (16 << 20) / 60_000 {
+            send(&mut driver, &long);
+        }
+        // The kernel serves: both ways, and nobody looks at what the guest sends.
+        let small = datagram(&host, b"from the guest");
+        let mut got = [0; 64];
+        let mut summed = small.clone();
+        summed[40..42].copy_from_slice(&[0, 0]);
+        send(&mut driver, &summed);
+        assert_eq!(host.recv(&mut got).unwrap(), 14);
+        host.send_to(b"to the guest", ("10.9.8.2", UDP_PORT)).unwrap();
+        assert_eq!(next(&mut driver, 0).1[42..], *b"to the guest");
+        send(&mut driver, &arp(9));
+        assert_eq!(*seen.lock().unwrap(), Vec::<Vec<String>>::new());
+        // Paused and let go on by a command, the queues are ours again, each where it was.
+        wait_until_it_runs(&mut driver);
+        send(&mut driver, &arp(10));
+        assert_eq!(*seen.lock().unwrap(), [["10.9.8.10"]]);
+        send(&mut driver, &summed);
+        assert_eq!(host.recv(&mut got).unwrap(), 14);
+        host.send_to(b"once more", ("10.9.8.2", UDP_PORT)).unwrap();
+        assert_eq!(next(&mut driver, 0).1[42..], *b"once more");
+    });
+}
+
+/// A question of the guest's, as 10.9.8.`last`.
+fn arp(last: u8) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(MAC.0);
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(MAC.0);
+    frame.extend([10, 9, 8, last, 0, 0, 0, 0, 0, 0, 10, 9, 8, 1]);
+    frame
 }
