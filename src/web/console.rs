@@ -54,8 +54,8 @@ const REASON: Duration = Duration::from_secs(2);
 const CLOSING: Duration = Duration::from_secs(1);
 /// Without a newer one, this is as much scrollback as an engine keeps, with room for the frames.
 const SCROLLBACK_BYTES_MAX: usize = 4 << 20;
-/// An engine that does not say where its scrollback ends has sent it all when it is silent for this long.
-const SCROLLBACK_SILENCE: Duration = Duration::from_millis(150);
+/// How long an engine may take to go on with its scrollback: one on a busy host is slow.
+const SCROLLBACK_SILENCE: Duration = Duration::from_secs(20);
 
 const FRAME_DATA: u8 = 0;
 const FRAME_TEXT: u8 = 1;
@@ -137,8 +137,7 @@ pub async fn read_scrollback(state: &State, guest: &crate::types::Id) -> Result<
     let mut frames = Frames(BufReader::new(engine));
     let (mut bytes, mut next, mut end) = (Vec::new(), 0, None);
     while end.is_none_or(|end| next < end) && bytes.len() < SCROLLBACK_BYTES_MAX {
-        let longest = if end.is_some() { PING } else { SCROLLBACK_SILENCE };
-        match timeout(longest, frames.next()).await {
+        match timeout(SCROLLBACK_SILENCE, frames.next()).await {
             Ok(Ok(Some(Frame::Data(data)))) => {
                 next += data.len() as u64;
                 bytes.extend_from_slice(&data);
@@ -149,7 +148,9 @@ pub async fn read_scrollback(state: &State, guest: &crate::types::Id) -> Result<
                     end = end.or(note.end);
                 }
             }
-            Ok(Ok(None) | Err(_)) | Err(_) => break,
+            // The engine has ended: that is all there is.
+            Ok(Ok(None) | Err(_)) => break,
+            Err(silent) => return Err(broken(silent.into())),
         }
     }
     Ok(bytes)

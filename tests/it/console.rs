@@ -65,8 +65,8 @@ fn every_viewer_sees_everything_in_order_and_may_type() {
     let (_client, engine) = running(&lab);
     engine.print(b"before ");
     let (mut first, mut second) = (view(&lab, "serial"), view(&lab, "serial?from=3"));
-    assert_eq!(note(&mut first), json!({ "offset": 0, "skipped": 0 }));
-    assert_eq!(note(&mut second), json!({ "offset": 3, "skipped": 0 }));
+    assert_eq!(note(&mut first), json!({ "offset": 0, "skipped": 0, "end": 7 }));
+    assert_eq!(note(&mut second), json!({ "offset": 3, "skipped": 0, "end": 7 }));
     engine.print(b"after");
     assert_eq!(bytes(&mut first, 12).0, b"before after");
     assert_eq!(bytes(&mut second, 9).0, b"ore after");
@@ -86,9 +86,9 @@ fn skipped_bytes_are_counted_to_the_viewer() {
     let (_client, engine) = running(&lab);
     engine.print(&pattern(1000));
     engine.forget(400);
-    assert_eq!(note(&mut view(&lab, "serial?from=100")), json!({ "offset": 400, "skipped": 300 }));
+    assert_eq!(note(&mut view(&lab, "serial?from=100")), json!({ "offset": 400, "skipped": 300, "end": 1000 }));
     let mut late = view(&lab, "serial");
-    assert_eq!(note(&mut late), json!({ "offset": 400, "skipped": 0 }));
+    assert_eq!(note(&mut late), json!({ "offset": 400, "skipped": 0, "end": 1000 }));
     assert_eq!(bytes(&mut late, 600).0, pattern(1000)[400..]);
     assert_eq!(scrollback(&lab), pattern(1000)[400..]);
 }

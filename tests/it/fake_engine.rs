@@ -293,7 +293,10 @@ fn serial(shared: &Shared, stream: UnixStream) {
     reader.read_line(&mut first).unwrap();
     let from = serde_json::from_str::<serde_json::Value>(&first).unwrap()["from"].as_u64();
     let mut writer = stream;
-    let start = shared.inner.lock().unwrap().start;
+    let (start, end) = {
+        let inner = shared.inner.lock().unwrap();
+        (inner.start, inner.start + inner.printed.len() as u64)
+    };
     let mut at = from.unwrap_or(start).max(start);
     let skipped = from.map_or(0, |from| start.saturating_sub(from));
     thread::scope(|scope| {
@@ -310,7 +313,7 @@ fn serial(shared: &Shared, stream: UnixStream) {
             let head = [&[kind][..], &(bytes.len() as u32).to_le_bytes()].concat();
             writer.write_all(&head).and_then(|()| writer.write_all(bytes)).is_ok()
         };
-        frame(1, serde_json::json!({ "offset": at, "skipped": skipped }).to_string().as_bytes());
+        frame(1, serde_json::json!({ "offset": at, "skipped": skipped, "end": end }).to_string().as_bytes());
         loop {
             let mut inner = shared.inner.lock().unwrap();
             while at >= inner.start + inner.printed.len() as u64 && !inner.over {
