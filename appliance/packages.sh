@@ -24,11 +24,16 @@ as_root() {
   fi
 }
 
-# apt_lists: package lists that are there. A fresh container has none.
+# apt_lists: package lists that are there, and of today: old ones name packages that are not on the servers any more. A fresh container has none.
 apt_lists() {
-  apt-cache show base-files >/dev/null 2>&1 && [ -n "$(find /var/lib/apt/lists -name '*_Packages*' -print -quit 2>/dev/null)" ] && return
+  local there=no
+  if apt-cache show base-files >/dev/null 2>&1 && [ -n "$(find /var/lib/apt/lists -name '*_Packages*' -print -quit 2>/dev/null)" ]; then there=yes; fi
+  if [ $there = yes ] && [ -n "$(find "$INNKEEPER_CACHE/apt-lists" /var/lib/apt/lists -maxdepth 0 -mtime -1 2>/dev/null)" ]; then return; fi
   say "fetching package lists"
-  as_root apt-get -q update >&2
+  # Without a network what is there has to do.
+  as_root apt-get -q update >&2 || [ $there = yes ] || fail "could not fetch the package lists"
+  mkdir -p "$INNKEEPER_CACHE"
+  touch "$INNKEEPER_CACHE/apt-lists"
 }
 
 # need TOOL PACKAGE [TOOL PACKAGE]…: installs the packages whose tool (a command, or a path when it has a slash) is missing.
@@ -45,7 +50,7 @@ need() {
   apt_lists
   say "installing ${missing[*]}"
   local log
-  log=$(as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" 2>&1 </dev/null) || {
+  log=$(as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "${missing[@]}" 2>&1 </dev/null) || {
     printf '%s\n' "$log" >&2
     fail "could not install: ${missing[*]}"
   }
