@@ -1,6 +1,6 @@
 #!/bin/bash
 # Debian's installer on the screen: the first dialog is answered by a key there.
-# limit: 420
+# limit: 900
 . "$(dirname "$0")/../lib.sh"
 
 # fb=false: dialogs in the console's own font, which screen-text reads, instead of the installer's.

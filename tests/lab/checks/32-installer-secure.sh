@@ -1,7 +1,7 @@
 #!/bin/bash
 # Debian's installer by UEFI with Secure Boot: shim, GRUB and kernel by the signatures of Microsoft and Debian; the kernel says that the firmware's
 # variable says so.
-# limit: 600
+# limit: 1200
 # lab: --ovmf
 . "$(dirname "$0")/../lib.sh"
 

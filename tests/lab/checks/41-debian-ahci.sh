@@ -1,7 +1,7 @@
 #!/bin/bash
 # The same Debian disk on AHCI, and on a bridge of the host's own: boots to login, an address from there, its
 # data and their checksum, a TPM that SeaBIOS has measured into, a CD changed while it runs, a crash of its kernel.
-# limit: 1200
+# limit: 2000
 . "$(dirname "$0")/../lib.sh"
 
 # As a LAN: a bridge with somebody else's DHCP server on it.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The Debian disk by UEFI: on virtio-blk without Secure Boot, on AHCI with it, by the chain that Microsoft and Debian signed,
 # measured into a TPM.
-# limit: 1200
+# limit: 2400
 # lab: --ovmf
 . "$(dirname "$0")/../lib.sh"
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # What a guest boots from, by both firmwares: the boot order, one start from another device, the firmware's own setup.
-# limit: 900
+# limit: 1800
 # lab: --ovmf
 . "$(dirname "$0")/../lib.sh"
 

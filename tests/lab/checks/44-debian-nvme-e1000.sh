@@ -1,7 +1,7 @@
 #!/bin/bash
 # The Debian disk on hardware that needs no virtio drivers: NVMe and an Intel e1000, by UEFI and by BIOS. Data and their checksums on disk and network, in
 # both directions, discard, the link down and up, a reset while it writes.
-# limit: 1200
+# limit: 2400
 # lab: --ovmf
 . "$(dirname "$0")/../lib.sh"
 

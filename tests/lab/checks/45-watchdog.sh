@@ -1,6 +1,7 @@
 #!/bin/bash
 # A system that hangs with its watchdog running is reset, and knows why; while it is paused, nothing counts.
-# limit: 900
+# limit: 1500
+# slow: two boots of Debian more for one device; tests/lab/start 45
 . "$(dirname "$0")/../lib.sh"
 
 guest dog --firmware bios --memory 512M --network none --watchdog reset --disk "$MATERIAL/debian12-tools.raw"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Disks and network cards that come and go while Debian runs: on virtio, NVMe and e1000, with data on them, after a suspension, one in the
 # middle of its writing.
-# limit: 1500
+# limit: 2400
 . "$(dirname "$0")/../lib.sh"
 
 guest plug --firmware bios --memory 1G --network none --disk "$MATERIAL/debian12-tools.raw"

@@ -1,7 +1,8 @@
 #!/bin/bash
 # UEFI keeps a guest's variables: through a reset, through power off, until the firmware is reset. With Secure Boot it
 # starts nothing that is not signed.
-# limit: 900
+# limit: 1500
+# slow: three boots of Debian more; 42 has a variable through a reset; tests/lab/start 71
 # lab: --ovmf
 . "$(dirname "$0")/../lib.sh"
 
