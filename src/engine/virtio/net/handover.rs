@@ -18,7 +18,7 @@ use crate::engine::{
 };
 
 /// So many bytes in so long a time are a stream.
-const STREAM_BYTES: u64 = 16 << 20;
+const STREAM_BYTES: u64 = 4 << 20;
 const STREAM_TIME: Duration = Duration::from_secs(1);
 /// Without an interrupt for so long, no stream goes on.
 const QUIET: Duration = Duration::from_secs(1);
