@@ -75,6 +75,26 @@ unpack_package() {
   rm -rf "$part"
 }
 
+# unpack_from SUITE FOLDER PACKAGE…: packages of another suite of Debian, under FOLDER; the system's own lists stay as they are.
+unpack_from() {
+  local suite=$1 folder=$2 state code=0
+  shift 2
+  state=$(mktemp -d)
+  mkdir -p "$state/lists/partial" "$state/archives/partial" "$state/packages"
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $suite main" >"$state/sources"
+  local options=(-o Dir::Etc::SourceList="$state/sources" -o Dir::Etc::SourceParts=- -o Dir::State::Lists="$state/lists" -o Dir::Cache="$state"
+    -o Acquire::Languages=none -o APT::Sandbox::User=)
+  (
+    set -e
+    cd "$state/packages"
+    apt-get -qq "${options[@]}" update
+    apt-get -qq "${options[@]}" download "${@/%//$suite}"
+    for package in *.deb; do dpkg-deb -x "$package" "$folder"; done
+  ) || code=$?
+  rm -rf "$state"
+  return $code
+}
+
 # newest_package NAME PREFIX: the versioned package a meta package such as linux-image-amd64 stands for today.
 newest_package() {
   apt_lists
