@@ -147,7 +147,7 @@ iperf() {
   address=$(ik guest show "$1" --json | python3 -c 'import json, sys; print(next(a for a in json.load(sys.stdin)["addresses"] if ":" not in a))')
   run_in "$1" 30 'iperf3 --server --daemon'
   for direction in "" --reverse; do
-    timeout 60 iperf3 --client "$address" --time 3 $direction >"$RESULTS/iperf-$1$direction" 2>&1 || broken "iperf3 $direction: $(tail -n 3 "$RESULTS/iperf-$1$direction")"
+    timeout 60 iperf3 --client "$address" --format m --time 3 $direction >"$RESULTS/iperf-$1$direction" 2>&1 || broken "iperf3 $direction: $(tail -n 3 "$RESULTS/iperf-$1$direction")"
     note "$1: iperf3 ${direction:---forward}: $(awk '/receiver/ {print $7, $8}' "$RESULTS/iperf-$1$direction")"
   done
 }

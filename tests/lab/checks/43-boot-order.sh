@@ -1,6 +1,6 @@
 #!/bin/bash
 # What a guest boots from, by both firmwares: the boot order, one start from another device, the firmware's own setup.
-# limit: 1800
+# limit: 1200
 # lab: --ovmf
 . "$(dirname "$0")/../lib.sh"
 
@@ -13,17 +13,17 @@ two() { guest "$1" --memory 512M --network none --firmware "$2" --disk "$MATERIA
 
 # The disk comes first, the CD once, and a reset goes back to the disk.
 two uefi uefi
-await_serial uefi 'Linux version' 150
+await_serial uefi 'INNKEEPER-DISK by efi' 100
 off uefi
 ik guest start uefi --boot cd
 await_serial uefi 'INNKEEPER-CD by efi' 100
 ik guest reset uefi
-await_serial uefi 'Linux version' 150
+await_serial uefi 'INNKEEPER-DISK by efi' 100
 off uefi
 ik guest start uefi --boot setup
 await_serial uefi 'Boot Manager' 100
 ik guest reset uefi
-await_serial uefi 'Linux version' 150
+await_serial uefi 'INNKEEPER-DISK by efi' 100
 off uefi
 
 two bios bios --boot-order cd
@@ -31,9 +31,9 @@ await_serial bios 'INNKEEPER-CD by pc' 60
 off bios
 ik guest set bios --boot-order disk1
 ik guest start bios
-await_serial bios 'Linux version' 120
+await_serial bios 'INNKEEPER-DISK by pc' 60
 off bios
 ik guest start bios --boot cd
 await_serial bios 'INNKEEPER-CD by pc' 60
 ik guest reset bios
-await_serial bios 'Linux version' 120
+await_serial bios 'INNKEEPER-DISK by pc' 60

@@ -41,10 +41,10 @@ sleep 2
 ik guest reset nvme
 log_in nvme 2
 run_in nvme 60 'sha256sum </root/data | cmp - /root/sum'
-ik guest shutdown nvme
-ends nvme 180
+ik guest poweroff nvme
+ends nvme 30
+# SeaBIOS boots from it, too, as far as the system has its root.
 ik guest set nvme --firmware bios
 ik guest start nvme
-await_serial nvme 'guest login:' 300
-ik guest shutdown nvme
-ends nvme 180
+await_serial nvme 'INNKEEPER-DISK by pc' 60
+await_serial nvme 'Running /scripts/init-bottom' 150
