@@ -123,16 +123,17 @@ need_to_build() {
   need_node
 }
 
-# need_to_run: what guests are run with. passt and swtpm are not in every release; the network "user" and TPMs then are missing, and
-# `innkeeper doctor` says so.
+# need_to_run: what guests are run with. passt, swtpm and ipxe-qemu are not in every release; the network "user", TPMs and network boot by
+# BIOS then are missing, and `innkeeper doctor` says so.
 need_to_run() {
   need_apt
   need /usr/share/seabios/bios-256k.bin seabios /usr/share/OVMF/OVMF_CODE_4M.fd ovmf ip iproute2 nft nftables dnsmasq dnsmasq-base
-  local tool
-  for tool in passt swtpm; do
-    command -v $tool >/dev/null || {
+  local wanted package
+  for wanted in passt:passt swtpm:swtpm /usr/lib/ipxe/qemu/pxe-virtio.rom:ipxe-qemu; do
+    package=${wanted#*:} wanted=${wanted%:*}
+    [ -e "$wanted" ] || command -v "$wanted" >/dev/null || {
       apt_lists
-      [ -z "$(known $tool)" ] || need $tool $tool
+      [ -z "$(known "$package")" ] || need "$wanted" "$package"
     }
   done
   let_swtpm_work

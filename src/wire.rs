@@ -237,6 +237,8 @@ pub enum Handed {
     Variables,
     /// The VGA option ROM.
     VgaRom,
+    /// The option ROM of the network card.
+    NetworkRom,
     /// The n-th of `spec.disks`.
     Disk(usize),
     Cd,

@@ -63,7 +63,7 @@ use super::{
     xhci::{UsbInput, XhciIo},
 };
 use crate::{
-    spec::{self, GuestSpec, RateLimit},
+    spec::{self, GuestSpec, NetworkModel, RateLimit},
     types::Id,
 };
 
@@ -97,6 +97,7 @@ pub struct DeviceFiles {
     pub vsock: Option<UnixListener>,
     pub tpm: Option<EmulatorSockets>,
     pub vga_rom: Option<Vec<u8>>,
+    pub network_rom: Option<Vec<u8>>,
     /// The flash chip with the firmware's variables, and where it is.
     pub flash: Option<(File, Gpa)>,
 }
@@ -248,6 +249,16 @@ impl Devices {
         let mut fw_cfg = FwCfg::for_machine(ram.clone(), facts.clone(), generation.clone(), pm_base_now);
         if let Some(rom) = files.vga_rom {
             fw_cfg.add_file("vgaroms/vgabios-stdvga.bin", rom);
+        }
+        if let (Some(rom), Some(network)) = (files.network_rom, &spec.network) {
+            // SeaBIOS looks for the ROM of each PCI device by its ids, before it looks at the device's own.
+            fw_cfg.add_file(
+                match network.model {
+                    NetworkModel::Virtio => "pci1af4,1041.rom",
+                    NetworkModel::E1000 => "pci8086,100e.rom",
+                },
+                rom,
+            );
         }
         let devices = Devices {
             uart: Arc::new(Mutex::new(Uart::new(isa.join(layout::IRQ_COM1), sink))),

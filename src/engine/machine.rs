@@ -46,6 +46,8 @@ const FIRMWARE_BYTES_MAX: u64 = 16 << 20;
 /// To catch devices and controllers in one moment; events from outside are milliseconds apart.
 const SAVE_ATTEMPTS: u32 = 1000;
 const VGA_ROM_BYTES_MAX: u64 = 256 << 10;
+/// The space for option ROMs below 1 MiB.
+const NETWORK_ROM_BYTES_MAX: u64 = 128 << 10;
 /// SCI and the PCI interrupts, as firmware sets them in ELCR.
 const LEVEL_TRIGGERED: u16 = 1 << 9 | 1 << 10 | 1 << 11;
 
@@ -56,6 +58,8 @@ pub struct MachineFiles {
     /// Of UEFI firmware.
     pub variables: Option<File>,
     pub vga_rom: Option<File>,
+    /// For a BIOS that is to boot from the network.
+    pub network_rom: Option<File>,
     pub kernel: Option<File>,
     pub initrd: Option<File>,
     pub disks: Vec<File>,
@@ -102,10 +106,9 @@ impl Machine {
         let ram = GuestRam::with_pages(spec.memory_bytes, spec.switches.huge_pages)?;
         let vm = Vm::new(files.kvm, &ram)?;
         let facts = facts(spec, &vm);
-        let vga_rom = match files.vga_rom {
-            Some(file) => Some(read_all(file, VGA_ROM_BYTES_MAX, "the VGA option ROM")?),
-            None => None,
-        };
+        let rom = |file: Option<File>, bytes_max, name| file.map(|file| read_all(file, bytes_max, name)).transpose();
+        let vga_rom = rom(files.vga_rom, VGA_ROM_BYTES_MAX, "the VGA option ROM")?;
+        let network_rom = rom(files.network_rom, NETWORK_ROM_BYTES_MAX, "the network card's option ROM")?;
         let image = match &spec.boot {
             Boot::Bios | Boot::Uefi { .. } => BootImage::Firmware(map_firmware(&vm, files.firmware)?),
             Boot::Test { cmdline } => BootImage::Test { cmdline: cmdline.clone() },
@@ -131,6 +134,7 @@ impl Machine {
             vsock: files.vsock,
             tpm: files.tpm,
             vga_rom,
+            network_rom,
             flash,
         };
         let board: Arc<dyn Board> = Arc::clone(&vm) as _;

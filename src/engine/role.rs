@@ -114,6 +114,7 @@ fn take_hands() -> io::Result<(EngineStart, Hands)> {
             firmware: find(&Handed::Firmware).map(File::from),
             variables: find(&Handed::Variables).map(File::from),
             vga_rom: find(&Handed::VgaRom).map(File::from),
+            network_rom: find(&Handed::NetworkRom).map(File::from),
             kernel: find(&Handed::Kernel).map(File::from),
             initrd: find(&Handed::Initrd).map(File::from),
             cd: find(&Handed::Cd).map(File::from),

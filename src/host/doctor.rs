@@ -40,6 +40,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
         disk(facts),
         firmware(facts, "firmware_bios", "BIOS firmware", &[Firmware::Bios, Firmware::VgaRom]),
         firmware(facts, "firmware_uefi", "UEFI firmware", &[Firmware::Uefi]),
+        network_boot(facts),
         tpm(facts),
         networking(facts),
         user_networking(facts),
@@ -187,6 +188,20 @@ fn firmware(facts: &Facts, id: &str, title: &str, wanted: &[Firmware]) -> Findin
             id,
             title,
             format!("{} is missing or unreadable: guests with this firmware do not start.", path.display()),
+            format!("Install its package: apt install {}", firmware.package()),
+        ),
+    }
+}
+
+fn network_boot(facts: &Facts) -> Finding {
+    let (id, title) = ("firmware_network", "Network boot by BIOS");
+    let roms = [Firmware::VirtioNetworkRom, Firmware::E1000Rom];
+    match facts.firmware_missing.iter().find(|(firmware, _)| roms.contains(firmware)) {
+        None => ok(id, title, "Its files are there."),
+        Some((firmware, path)) => degraded(
+            id,
+            title,
+            format!("{} is missing or unreadable: only guests with UEFI firmware boot from a network.", path.display()),
             format!("Install its package: apt install {}", firmware.package()),
         ),
     }
@@ -429,7 +444,12 @@ mod tests {
     #[test]
     fn each_other_missing_thing_has_its_remedy() {
         type Spoil = fn(&mut Facts);
-        let cases: [(&str, Spoil, &str); 12] = [
+        let cases: [(&str, Spoil, &str); 13] = [
+            (
+                "firmware_network",
+                |facts| facts.firmware_missing = vec![(Firmware::E1000Rom, Firmware::E1000Rom.path())],
+                "apt install ipxe-qemu",
+            ),
             ("memory", |facts| facts.memory_bytes = 1 << 30, "small guests"),
             ("disk", |facts| facts.state_free = Ok(1 << 20), "--state"),
             ("disk", |facts| facts.state_free = Err("denied".into()), "--state"),

@@ -79,6 +79,10 @@ pub enum User {
     },
 }
 
+/// What `doctor` looks for.
+const FIRMWARE: [Firmware; 5] =
+    [Firmware::Bios, Firmware::VgaRom, Firmware::VirtioNetworkRom, Firmware::E1000Rom, Firmware::Uefi];
+
 impl Facts {
     /// Reads everything. `state` need not exist yet.
     pub fn gather(state: &Path) -> Facts {
@@ -91,7 +95,7 @@ impl Facts {
             memory_free_bytes: meminfo_bytes(&memory, "MemAvailable:"),
             state: state.to_owned(),
             state_free: free_bytes(state).map_err(|error| error.to_string()),
-            firmware_missing: [Firmware::Bios, Firmware::VgaRom, Firmware::Uefi]
+            firmware_missing: FIRMWARE
                 .into_iter()
                 .filter(|firmware| firmware.open().is_err())
                 .map(|firmware| (firmware, firmware.path()))

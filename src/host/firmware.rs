@@ -1,4 +1,4 @@
-//! Where the firmware of guests is on the host: SeaBIOS, its VGA option ROM, OVMF; opened for reading, never changed.
+//! Where the firmware of guests is on the host: SeaBIOS, its option ROMs, OVMF; opened for reading, never changed.
 
 use std::{
     env,
@@ -21,6 +21,10 @@ pub enum Firmware {
     Bios,
     /// SeaVGABIOS for the standard VGA.
     VgaRom,
+    /// What a BIOS boots from a virtio network card with: iPXE as an option ROM.
+    VirtioNetworkRom,
+    /// The same for an Intel 82540EM.
+    E1000Rom,
     /// OVMF: code only, for its variables another file is copied. Without SMM, with or without Secure Boot.
     Uefi,
     /// What the variables of a new guest begin with: nothing.
@@ -35,6 +39,8 @@ impl Firmware {
         match self {
             Firmware::Bios => ("seabios", &["/usr/share/seabios/bios-256k.bin"]),
             Firmware::VgaRom => ("seabios", &["/usr/share/seabios/vgabios-stdvga.bin"]),
+            Firmware::VirtioNetworkRom => ("ipxe-qemu", &["/usr/lib/ipxe/qemu/pxe-virtio.rom"]),
+            Firmware::E1000Rom => ("ipxe-qemu", &["/usr/lib/ipxe/qemu/pxe-e1000.rom"]),
             Firmware::Uefi => ("ovmf", &["/usr/share/OVMF/OVMF_CODE_4M.fd"]),
             Firmware::Variables => ("ovmf", &["/usr/share/OVMF/OVMF_VARS_4M.fd"]),
             Firmware::SecureVariables => ("ovmf", &["/usr/share/OVMF/OVMF_VARS_4M.ms.fd"]),

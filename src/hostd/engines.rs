@@ -30,7 +30,7 @@ use crate::{
     engine::virtio::net::PAIRS_MAX,
     error::{Error, ErrorKind, Result},
     host::{firmware::Firmware, net::Networks, passt, tap, tpm},
-    spec::{Boot, GuestSpec, NetworkModel, NetworkSpec},
+    spec::{Boot, BootFrom, FirstBoot, GuestSpec, NetworkModel, NetworkSpec},
     state_files::Owner,
     types::{Id, monotonic_us},
     wire::{Attachment, EndKind, EngineEnd, EngineStart, Handed, Launch, LiveEngine},
@@ -181,6 +181,14 @@ impl Engines {
         }
         if matches!(launch.spec.boot, Boot::Bios | Boot::Uefi { .. }) {
             hands.give(Handed::VgaRom, Firmware::VgaRom.open()?);
+        }
+        if let Some((rom, first)) = network_rom(&launch.spec) {
+            match rom.open() {
+                Ok(rom) => hands.give(Handed::NetworkRom, rom),
+                Err(error) if first => return Err(error),
+                // What comes before it may well be there.
+                Err(_) => {}
+            }
         }
         if launch.resume {
             hands.give(Handed::Saved, self.files.open_saved(guest)?.into());
@@ -335,6 +343,18 @@ impl Engines {
         let taken: Vec<u32> = self.live.values().filter_map(|engine| engine.run_as).collect();
         ENGINE_IDS.into_iter().find(|id| !taken.contains(id))
     }
+}
+
+/// What a BIOS boots from the guest's network card with, when it is to do that; and whether that comes first.
+fn network_rom(spec: &GuestSpec) -> Option<(Firmware, bool)> {
+    let card = spec.network.as_ref().filter(|_| spec.boot == Boot::Bios)?;
+    let once = spec.first_boot == Some(FirstBoot::From(BootFrom::Network));
+    let place = spec.boot_order.iter().position(|from| *from == BootFrom::Network);
+    let rom = match card.model {
+        NetworkModel::Virtio => Firmware::VirtioNetworkRom,
+        NetworkModel::E1000 => Firmware::E1000Rom,
+    };
+    (once || place.is_some()).then_some((rom, once || place == Some(0)))
 }
 
 /// Queues of a guest's tap: a virtio card has a pair for each vCPU, as far as that helps; others have one.

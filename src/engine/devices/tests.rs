@@ -119,6 +119,7 @@ fn rig_of(spec: GuestSpec) -> Rig {
         vsock: None,
         tpm,
         vga_rom: Some(vec![0x55; 512]),
+        network_rom: Some(vec![0xaa; 512]),
         flash: None,
     };
     let listeners = Listeners {
@@ -311,6 +312,7 @@ fn seabios_finds_every_device_that_it_touches() {
     assert_eq!(*rig.board.video_at.lock().unwrap(), Some(0xfd00_0000));
     assert_eq!(rig.pm_ports_in_tables(), [0x600, 0x604, 0x608]);
     assert_eq!(rig.file("vgaroms/vgabios-stdvga.bin").len(), 512);
+    assert_eq!(rig.file("pci1af4,1041.rom"), [0xaa; 512]);
 }
 
 #[test]

@@ -166,7 +166,14 @@ impl<D: VirtioDevice> VirtioPci<D> {
     }
 
     fn common_read(&self, at: Access) -> Result<u64, BusFault> {
-        check_width(at)?;
+        // Narrower than the register is read by iPXE of 2019, which Debian has: the features by 16 bits.
+        if at.width as usize > register(at.offset)? as usize {
+            return Err(BusFault::BadWidth);
+        }
+        Ok(self.common_register(at)? & at.width.mask())
+    }
+
+    fn common_register(&self, at: Access) -> Result<u64, BusFault> {
         let half = |features: u64, select: u32| match select {
             0 => features & 0xffff_ffff,
             1 => features >> 32,
@@ -209,7 +216,10 @@ impl<D: VirtioDevice> VirtioPci<D> {
     }
 
     fn common_write(&mut self, at: Access, value: u64) -> Result<Effect, BusFault> {
-        check_width(at)?;
+        let own = register(at.offset)?;
+        if at.width != own && (at.width, own) != (Width::B4, Width::B8) {
+            return Err(BusFault::BadWidth);
+        }
         let value32 = value as u32;
         let value16 = value as u16;
         match at.offset {
@@ -278,16 +288,15 @@ impl<D: VirtioDevice> VirtioPci<D> {
     }
 }
 
-/// Registers of the common configuration answer in their own width only; a 64-bit one also in halves (virtio 1.2, 4.1.3.1).
-fn check_width(at: Access) -> Result<(), BusFault> {
-    let right = match at.offset {
-        0x00 | 0x04 | 0x08 | 0x0c | 0x24 | 0x2c | 0x34 => at.width == Width::B4,
-        0x10 | 0x12 | 0x16 | 0x18 | 0x1a | 0x1c | 0x1e => at.width == Width::B2,
-        0x14 | 0x15 => at.width == Width::B1,
-        0x20 | 0x28 | 0x30 => matches!(at.width, Width::B4 | Width::B8),
+/// How wide the register of the common configuration is that begins here; a 64-bit one has halves (virtio 1.2, 4.1.3.1 and 4.1.4.3).
+fn register(offset: u64) -> Result<Width, BusFault> {
+    Ok(match offset {
+        0x00 | 0x04 | 0x08 | 0x0c | 0x24 | 0x2c | 0x34 => Width::B4,
+        0x10 | 0x12 | 0x16 | 0x18 | 0x1a | 0x1c | 0x1e => Width::B2,
+        0x14 | 0x15 => Width::B1,
+        0x20 | 0x28 | 0x30 => Width::B8,
         _ => return Err(BusFault::NoRegister),
-    };
-    if right { Ok(()) } else { Err(BusFault::BadWidth) }
+    })
 }
 
 fn fresh_queues(sizes: &[u16]) -> Vec<Queue> {
@@ -594,7 +603,7 @@ mod tests {
     }
 
     #[test]
-    fn registers_answer_in_their_own_width_only() {
+    fn registers_are_written_in_their_own_width_and_read_no_wider() {
         let mut driver = rng();
         driver.prepare(VERSION_1, 16);
         driver.registers.write(Region::Common, 0x20, Width::B1, 0x80);
@@ -607,6 +616,10 @@ mod tests {
         assert_eq!(driver.registers.read(Region::Common, 0x2c, Width::B4), 0x12);
         assert_eq!(driver.registers.read(Region::Common, 0x21, Width::B4), 0xffff_ffff);
         assert_eq!(driver.registers.read(Region::Common, 0x10, Width::B4), 0xffff_ffff);
+        driver.registers.write(Region::Common, 0x00, Width::B4, 1);
+        assert_eq!(driver.registers.read(Region::Common, 0x04, Width::B2), VERSION_1 >> 32);
+        assert_eq!(driver.registers.read(Region::Common, 0x29, Width::B1), 0xff);
+        assert_eq!(driver.registers.read(Region::Common, 0x28, Width::B2), 0x7000);
     }
 
     #[test]

@@ -172,6 +172,7 @@ impl Machine {
             vsock: None,
             tpm,
             vga_rom: Some(vec![0x55; 512]),
+            network_rom: None,
             flash: device
                 .memory
                 .as_ref()
