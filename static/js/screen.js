@@ -33,7 +33,15 @@ class GuestScreen extends GuestConsole {
       this.live(this.viewOnly ? "Live, view only" : "Live");
       if (document.activeElement === document.body || this.contains(document.activeElement)) rfb.focus({ preventScroll: true });
     });
+    // noVNC asks for no size while it waits for an answer: the last one of a drag is asked for when it rests.
+    let rest;
+    const resized = new ResizeObserver(() => {
+      clearTimeout(rest);
+      rest = setTimeout(() => this.rfb === rfb && this.applyView(), 300);
+    });
+    resized.observe(this.stage);
     rfb.addEventListener("disconnect", () => {
+      resized.disconnect();
       glass.remove();
       if (this.rfb === rfb) this.rfb = null;
       for (const button of this.bar.querySelectorAll('[aria-pressed="true"][data-hold]')) button.setAttribute("aria-pressed", "false");

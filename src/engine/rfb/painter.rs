@@ -173,7 +173,14 @@ fn next(wishes: &mut Wishes, seen: &mut Seen, server: &RfbServer, view: &View<'_
         wishes.size = view.size();
         wishes.part = None;
         wishes.everything = false;
-        notes.retain(|note| !matches!(note, Note::ExtendedSize { .. }));
+        // A wish is answered in any case: noVNC makes no other before.
+        notes.retain_mut(|note| match note {
+            Note::ExtendedSize { size, reason, .. } => {
+                *size = wishes.size;
+                *reason == BY_VIEWER
+            }
+            _ => true,
+        });
         notes.push(if wishes.abilities.extended_desktop_size {
             Note::ExtendedSize { size: wishes.size, reason: BY_SERVER, status: 0 }
         } else {

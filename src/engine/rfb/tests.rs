@@ -15,6 +15,9 @@ use crate::engine::{
     virtio::{VirtioDevice, gpu::Gpu},
 };
 
+/// SetDesktopSize: 768×512, one screen.
+const WISH: [u8; 24] = [251, 0, 3, 0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 2, 0, 0, 0, 0, 0];
+
 #[derive(Default)]
 struct Notes(Mutex<Vec<String>>);
 
@@ -340,7 +343,7 @@ fn a_mode_change_is_told_as_each_viewer_understands_it() {
         client.ask(false);
         client.update();
     }
-    modern.stream.write_all(&[251, 0, 3, 0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 2, 0, 0, 0, 0, 0]).unwrap();
+    modern.stream.write_all(&WISH).unwrap();
     modern.ask(true);
     assert_eq!(modern.update(), [Seen::Note(-308, 1, 1)], "a viewer may not choose the size");
     for client in [&mut modern, &mut old, &mut ancient] {
@@ -357,6 +360,13 @@ fn a_mode_change_is_told_as_each_viewer_understands_it() {
         let strip = |y: usize, height: usize| Seen::Pixels(Rect { x: 0, y, width: 320, height });
         assert_eq!(client.update(), [strip(0, 192), strip(192, 8)]);
     }
+    // A wish is answered also when the guest changes its size before that.
+    modern.stream.write_all(&WISH).unwrap();
+    bench.set_mode(96, 64);
+    std::thread::sleep(Duration::from_millis(300));
+    modern.ask(true);
+    assert_eq!(modern.update(), [Seen::Note(-308, 1, 1), Seen::Note(-308, 0, 0)]);
+    assert_eq!(modern.size, (96, 64));
 }
 
 #[test]
@@ -369,7 +379,7 @@ fn a_viewer_may_wish_for_a_size_where_a_card_can_follow() {
     client.encodings(&[0, -308]);
     client.ask(false);
     client.update();
-    client.stream.write_all(&[251, 0, 3, 0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 2, 0, 0, 0, 0, 0]).unwrap();
+    client.stream.write_all(&WISH).unwrap();
     client.ask(true);
     assert_eq!(client.update(), [Seen::Note(-308, 1, 4)], "passed on");
     let mut events = [0; 4];

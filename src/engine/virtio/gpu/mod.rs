@@ -69,6 +69,36 @@ struct Config {
     events: u32,
     /// The driver is to be interrupted for them.
     news: bool,
+    /// What the driver has been told that the size is, by each of [`Told`], since it last cleared an event.
+    told: [Option<(u32, u32)>; 2],
+}
+
+/// By what a driver asks for the size.
+enum Told {
+    Info,
+    Edid,
+}
+
+impl Config {
+    fn new(size: (u32, u32)) -> Config {
+        Config { size, events: 0, news: false, told: [None; 2] }
+    }
+
+    /// The size, as an answer.
+    fn tell(&mut self, by: Told) -> (u32, u32) {
+        self.told[by as usize] = Some(self.size);
+        self.size
+    }
+
+    /// The driver has seen these events. Linux clears them after it has asked: one that came between is an event again.
+    fn clear(&mut self, events: u32) {
+        self.events &= !events;
+        let told = mem::take(&mut self.told);
+        if events & EVENT_DISPLAY != 0 && told.into_iter().flatten().any(|told| told != self.size) {
+            self.events |= EVENT_DISPLAY;
+            self.news = true;
+        }
+    }
 }
 
 impl Shared {
@@ -130,9 +160,8 @@ impl GpuDisplay {
 
 impl Gpu {
     pub fn new() -> io::Result<Gpu> {
-        let config = Config { size: SIZE_AT_START, events: 0, news: false };
-        let shown = Mutex::new(Shown::NOTHING);
-        let shared = Arc::new(Shared { shown, config: Mutex::new(config), wake: Event::new()? });
+        let config = Mutex::new(Config::new(SIZE_AT_START));
+        let shared = Arc::new(Shared { shown: Mutex::new(Shown::NOTHING), config, wake: Event::new()? });
         Ok(Gpu { worker: Worker::spawn("gpu", Render::new(Arc::clone(&shared)))?, shared })
     }
 
@@ -168,7 +197,12 @@ impl VirtioDevice for Gpu {
         }
         // Bits that the driver writes as one are cleared; it can write nothing else.
         let [_, _, _, _, c0, c1, c2, c3, ..] = written;
-        self.shared.config().events &= !u32::from_le_bytes([c0, c1, c2, c3]);
+        let mut config = self.shared.config();
+        config.clear(u32::from_le_bytes([c0, c1, c2, c3]));
+        if config.news {
+            drop(config);
+            self.shared.wake.signal();
+        }
     }
     fn workers(&self) -> &[Worker] {
         slice::from_ref(&self.worker)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustix::event::{PollFd, PollFlags};
 
 use super::{
-    CURSOR_QUEUE, F_EDID, SCANOUTS, Shared,
+    CURSOR_QUEUE, Config, F_EDID, SCANOUTS, Shared, Told,
     protocol::{Answer, Rect, Refused, Request, command, put_answer},
     resources::Resources,
     shown::{CURSOR_SIDE, Cursor},
@@ -76,12 +76,12 @@ impl Render {
     fn control(&mut self, ram: &GuestRam, request: &Request, knows_edid: bool) -> Result<Answer, Refused> {
         let done = match request.command()? {
             command::GET_DISPLAY_INFO => {
-                let (width, height) = self.shared.config().size;
+                let (width, height) = self.shared.config().tell(Told::Info);
                 return Ok(Answer::DisplayInfo { width, height });
             }
             command::GET_EDID if knows_edid => {
                 check_scanout(request.u32(24)?)?;
-                let (width, height) = self.shared.config().size;
+                let (width, height) = self.shared.config().tell(Told::Edid);
                 return Ok(Answer::Edid(edid::block_for(width, height)));
             }
             command::RESOURCE_CREATE_2D => {
@@ -105,20 +105,20 @@ impl Render {
     fn unref(&mut self, id: u32) -> Result<(), Refused> {
         self.resources.remove(id)?;
         if self.scanout.is_some_and(|scanout| scanout.resource == id) {
-            self.end_scanout();
+            self.blank();
         }
         Ok(())
     }
 
-    fn end_scanout(&mut self) {
+    fn blank(&mut self) {
         self.scanout = None;
-        self.shared.shown().end();
+        self.shared.shown().blank();
     }
 
     fn set_scanout(&mut self, part: Rect, scanout: u32, id: u32) -> Result<(), Refused> {
         check_scanout(scanout)?;
         if id == 0 {
-            self.end_scanout();
+            self.blank();
             return Ok(());
         }
         let resource = self.resources.get(id)?;
@@ -237,10 +237,13 @@ impl Work<Running> for Render {
 
     fn forget(&mut self) {
         self.resources = Resources::default();
-        self.end_scanout();
-        self.shared.shown().set_cursor(None);
+        self.scanout = None;
+        let mut shown = self.shared.shown();
+        shown.end();
+        shown.set_cursor(None);
+        drop(shown);
         let mut config = self.shared.config();
         // A driver that begins asks for the size anyway.
-        (config.events, config.news) = (0, false);
+        *config = Config::new(config.size);
     }
 }

@@ -9,7 +9,7 @@ use super::{
     Config, EVENT_DISPLAY, Gpu,
     protocol::Rect,
     render::{Render, Scanout},
-    resources::{BACKING_ENTRIES_MAX, Resource, Resources},
+    resources::{BACKING_ENTRIES_MAX, Resource, Resources, SCREEN_PIXELS_MAX, SIDE_MAX},
     rounded_size,
     shown::{CURSOR_PIXELS, Cursor},
 };
@@ -34,6 +34,8 @@ struct V1 {
     news: bool,
     resources: Vec<ResourceV1>,
     scanout: Option<ScanoutV1>,
+    /// Width and height of the black picture while a driver shows nothing.
+    black: Option<[u32; 2]>,
     cursor: Option<CursorV1>,
 }
 
@@ -154,7 +156,8 @@ fn restored_cursor(CursorV1 { x, y, image }: CursorV1) -> Result<Cursor, &'stati
 impl SaveState for Gpu {
     fn save(&self) -> State {
         let Gpu { worker, shared } = self;
-        let Config { size, events, news } = *shared.config();
+        // What it was told by then is asked for again when it is interrupted.
+        let Config { size, events, news, told: _ } = *shared.config();
         let mut room = PACKED_BYTES_MAX;
         let cursor = shared.shown().cursor().map(|Cursor { x, y, image }| {
             let bytes: Vec<u8> = image.iter().flat_map(|pixel| pixel.to_le_bytes()).collect();
@@ -171,11 +174,12 @@ impl SaveState for Gpu {
             resource,
             part: [x, y, width, height],
         });
-        State::new(KIND, 1, &V1 { size: size.into(), events, news, resources, scanout, cursor })
+        let black = shared.shown().size().filter(|_| scanout.is_none()).map(Into::into);
+        State::new(KIND, 1, &V1 { size: size.into(), events, news, resources, scanout, black, cursor })
     }
 
     fn restore(&mut self, state: &State) -> Result<(), BadState> {
-        let V1 { size, events, news, resources: saved, scanout, cursor } = state.fields(KIND, 1)?;
+        let V1 { size, events, news, resources: saved, scanout, black, cursor } = state.fields(KIND, 1)?;
         let bad = |why: &'static str| BadState::new(KIND, why);
         let size = (size[0], size[1]);
         BadState::unless(rounded_size(size) == size, KIND, "no screen can be so large or small")?;
@@ -190,6 +194,12 @@ impl SaveState for Gpu {
             if there { Ok(Scanout { resource, part }) } else { Err(bad("it shows what is not there")) }
         });
         let scanout = scanout.transpose()?;
+        let fits = |[width, height]: &[u32; 2]| {
+            (1..=SIDE_MAX).contains(width)
+                && (1..=SIDE_MAX).contains(height)
+                && u64::from(*width) * u64::from(*height) <= SCREEN_PIXELS_MAX
+        };
+        BadState::unless(black.as_ref().is_none_or(fits), KIND, "no picture can be so large")?;
         let cursor = cursor.map(restored_cursor).transpose().map_err(bad)?;
         // What was transferred and not yet flushed is seen a moment early.
         let mut shown = self.shared.shown();
@@ -198,10 +208,12 @@ impl SaveState for Gpu {
             && let Ok(resource) = resources.get(resource)
         {
             shown.show(resource, part);
+        } else if let Some([width, height]) = black {
+            shown.show_black((width, height));
         }
         shown.set_cursor(cursor);
         drop(shown);
-        *self.shared.config() = Config { size, events, news };
+        *self.shared.config() = Config { events, news, ..Config::new(size) };
         self.worker.while_out(|render: &mut Render, _| (render.resources, render.scanout) = (resources, scanout));
         Ok(())
     }

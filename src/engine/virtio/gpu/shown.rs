@@ -42,7 +42,7 @@ impl Rows {
 pub(super) struct Shown {
     /// Another one, and the screen draws everything anew.
     serial: u64,
-    /// None while no scanout has a resource: the VGA is shown.
+    /// None until the driver shows something: the VGA is shown. Black while it then shows nothing.
     picture: Option<Picture>,
     cursor: Option<Cursor>,
     /// Changed since the screen last looked.
@@ -70,12 +70,30 @@ impl Shown {
     /// Shows this part of a resource from now on, as it is now.
     pub(super) fn show(&mut self, resource: &Resource, part: Rect) {
         let size = (part.width, part.height);
-        if self.picture.as_ref().is_none_or(|picture| (picture.width, picture.height) != size) {
-            self.serial += 1;
-            let pixels = vec![0; part.width as usize * part.height as usize];
-            self.picture = Some(Picture { width: part.width, height: part.height, pixels });
+        if self.size() != Some(size) {
+            self.show_black(size);
         }
         self.copy(resource, part, part);
+    }
+
+    /// A black picture of this size, in pixels.
+    pub(super) fn show_black(&mut self, (width, height): (u32, u32)) {
+        self.serial += 1;
+        self.picture = Some(Picture { width, height, pixels: vec![0; width as usize * height as usize] });
+        self.dirty.mark(0..height);
+    }
+
+    /// Of the picture, in pixels.
+    pub(super) fn size(&self) -> Option<(u32, u32)> {
+        self.picture.as_ref().map(|picture| (picture.width, picture.height))
+    }
+
+    /// The driver shows nothing for now: its screen sleeps, or is about to have another mode.
+    pub(super) fn blank(&mut self) {
+        if let Some(picture) = &mut self.picture {
+            picture.pixels.fill(0);
+            self.dirty.mark(0..picture.height);
+        }
     }
 
     /// Shows the VGA again.

@@ -181,17 +181,19 @@ fn what_is_shown_ends_with_its_resource_and_with_a_reset() {
     assert_eq!(rig.show(1, [0, 0, 16, 16]), DONE);
     let look = rig.twin.display().look().unwrap();
     assert_eq!(rig.say(command::RESOURCE_UNREF, &[1]), DONE);
-    assert_eq!(rig.size(), None);
+    assert_eq!(rig.size(), Some((16, 16)), "black, and not the VGA of long ago");
     assert_eq!(rig.flush(1, [0, 0, 16, 16]), NO_RESOURCE);
     let mut line = [7; 16];
     look.line(0, &mut line);
-    assert_eq!(line, [0; 16], "a look that is late sees black");
+    assert_eq!(line, [0; 16]);
     // Another of its name is not shown for that.
     rig.resource(1, XRGB, 32, 32);
     assert_eq!(rig.flush(1, [0, 0, 32, 32]), DONE);
-    assert_eq!(rig.size(), None);
+    assert_eq!(rig.size(), Some((16, 16)));
     assert_eq!(rig.show(1, [0, 0, 32, 32]), DONE);
-    look.line(31, &mut line);
+    line.fill(7);
+    look.line(15, &mut line);
+    assert_eq!(line, [0; 16], "a look that is late sees black");
     rig.driver.registers.reset();
     assert_eq!(rig.size(), None);
     rig.check_it_serves();

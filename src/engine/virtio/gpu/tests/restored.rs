@@ -67,6 +67,28 @@ fn a_restored_card_goes_on_where_it_was_saved() {
 }
 
 #[test]
+fn a_screen_that_sleeps_is_black_and_stays_so() {
+    let mut rig = rig();
+    rig.resource(1, XRGB, 16, 16);
+    rig.draw(16, 16, |_, _| 0xff_ffff);
+    assert_eq!(rig.transfer(1, [0, 0, 16, 16], 0), DONE);
+    assert_eq!(rig.show(1, [0, 0, 16, 16]), DONE);
+    rig.changed();
+    assert_eq!(rig.show(0, [0, 0, 0, 0]), DONE);
+    assert_eq!((rig.size(), rig.pixel(3, 3), rig.changed().len()), (Some((16, 16)), 0, 16));
+    assert_eq!(rig.flush(1, [0, 0, 16, 16]), DONE);
+    assert_eq!(rig.pixel(3, 3), 0, "nothing is shown");
+    rig.twin.worker.hold();
+    let saved = rig.twin.save();
+    let mut second = plug();
+    second.twin.restore(&saved).unwrap();
+    assert_eq!((second.size(), second.pixel(3, 3)), (Some((16, 16)), 0));
+    rig.twin.worker.release();
+    assert_eq!(rig.show(1, [0, 0, 16, 16]), DONE);
+    assert_eq!(rig.pixel(3, 3), 0xff_ffff);
+}
+
+#[test]
 fn noise_is_not_kept_beyond_its_room_but_what_is_shown_is() {
     let mut rig = rig();
     let mut noise = vec![0u8; 4 << 20];
@@ -150,7 +172,7 @@ fn a_state_beyond_the_limits_is_refused() {
     };
     assert_eq!(restore(&|_| ()), Ok(()));
     type Change = (&'static str, fn(&mut serde_json::Value));
-    let changes: [Change; 10] = [
+    let changes: [Change; 11] = [
         ("a resource twice", |state| state["resources"][1]["id"] = 1.into()),
         ("more pixels than a resource has", |state| state["resources"][0]["height"] = 15.into()),
         ("fewer", |state| state["resources"][0]["height"] = 17.into()),
@@ -170,6 +192,10 @@ fn a_state_beyond_the_limits_is_refused() {
             state["resources"][0]["height"] = 2160.into();
             state["resources"][0]["pixels"] = "".into();
             state["scanout"]["part"] = vec![0, 0, 8192, 2160].into();
+        }),
+        ("a larger black picture than is shown", |state| {
+            state["scanout"] = serde_json::Value::Null;
+            state["black"] = vec![8192, 2160].into();
         }),
         ("a size that is no size", |state| state["size"] = vec![641, 480].into()),
     ];
