@@ -78,6 +78,7 @@ run_in all 30 'dmesg | grep -i -E "ACPI (BIOS )?(Error|Warning)|xhci.*(error|hal
 # Suspended with all of it.
 ik guest suspend all
 ik guest start all
+await_state all running 120
 run_in all 60 'ls -d /sys/bus/acpi/devices/INKP0001:00; grep -q -i tablet /proc/bus/input/devices'
 run_in all 30 'cmp /sys/class/tpm/tpm0/pcr-sha256/16 /dev/shm/pcr'
 run_in all 30 'dmesg | grep -i -E "xhci.*(error|halt|died|not responding)|BUG:|Call Trace" && false || true'
