@@ -68,7 +68,7 @@ type Work = Box<dyn FnOnce(&VcpuFd, &VcpuState) + Send>;
 
 /// Between the machine's thread and one vCPU thread.
 struct Gate {
-    /// Set while the order is anything but `Run`; looked at before each entry into the guest.
+    /// Set until the thread has seen an order to run, which it looks at before each entry into the guest.
     attention: AtomicBool,
     inner: Mutex<Inner>,
     changed: Condvar,
@@ -90,7 +90,7 @@ impl Gate {
         if inner.order != Order::End {
             inner.order = order;
         }
-        self.attention.store(order != Order::Run, Ordering::Release);
+        self.attention.store(true, Ordering::Release);
         self.changed.notify_all();
     }
 }
@@ -300,6 +300,8 @@ impl Runner {
         loop {
             match inner.order {
                 Order::Run => {
+                    // Here and not where the order is given: a thread that has only begun would miss that it was parked.
+                    gate.attention.store(false, Ordering::Release);
                     inner.parked = false;
                     // A guest with kvmclock is told of the pause, so that it does not take it for a lockup; others refuse.
                     let _ = self.fd.kvmclock_ctrl();
