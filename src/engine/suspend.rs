@@ -2,16 +2,17 @@
 //!
 //! ```text
 //! 0   16  "INNKEEPER SAVED\n"; "INNKEEPER SPENT\n" as soon as a machine goes on from it, so that none does so twice
-//! 16   4  format, 1
+//! 16   4  format, 2
 //! 20   4  bytes of the header
 //! 24   4  CRC-32 of the header
-//! 28      header, JSON: release, specification, table of states (name, kind, version, bytes, CRC-32)
+//! 28      header, JSON: release, specification, table of states (name, kind, version, bytes, bytes in the file, CRC-32 of those)
 //!         the states, in the table's order
-//!         memory: runs of pages, each with region (4), bytes (4), offset (8), CRC-32 of those and the bytes (4), then the bytes;
-//!         a run of the region FFFF_FFFF ends it
+//!         memory: runs of pages, each with region (4), bytes (4), offset (8), bytes in the file (4), CRC-32 of all that and of what
+//!         is in the file (4), then the pages; a run of the region FFFF_FFFF ends it
 //! ```
 //!
-//! Numbers are little-endian. Pages of zeros are left out. What is read is hostile until it is checked: it is ours, but it lay on a disk.
+//! Numbers are little-endian. Pages of zeros are left out. A state or a run is an LZ4 block where that is shorter, else it is in the
+//! file as it is. What is read is hostile until it is checked: it is ours, but it lay on a disk.
 
 use std::{
     fs::File,
@@ -31,7 +32,7 @@ use crate::{
     wire::{SAVED_MAGIC, SPENT_MAGIC},
 };
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const HEADER_BYTES_MAX: u32 = 4 << 20;
 const STATE_BYTES_MAX: u64 = 64 << 20;
 const PAGE: usize = 4096;
@@ -64,6 +65,7 @@ struct Entry {
     kind: String,
     version: u32,
     bytes: u64,
+    stored: u64,
     crc: u32,
 }
 
@@ -85,15 +87,18 @@ pub fn write(
     memory: &Memory<'_>,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> io::Result<Written> {
-    let entry = |(name, state): &(String, State)| Entry {
+    let mut room = Vec::new();
+    let stored: Vec<Vec<u8>> = states.iter().map(|(_, state)| pack(&state.bytes, &mut room).to_vec()).collect();
+    let entry = |((name, state), stored): (&(String, State), &Vec<u8>)| Entry {
         name: name.clone(),
         kind: state.kind.clone(),
         version: state.version,
         bytes: state.bytes.len() as u64,
-        crc: crc32(&[&state.bytes]),
+        stored: stored.len() as u64,
+        crc: crc32(&[stored]),
     };
     let release = env!("CARGO_PKG_VERSION").to_owned();
-    let header = Header { release, spec: spec.clone(), states: states.iter().map(entry).collect() };
+    let header = Header { release, spec: spec.clone(), states: states.iter().zip(&stored).map(entry).collect() };
     let header = serde_json::to_vec(&header)?;
     let header_bytes = u32::try_from(header.len()).ok().filter(|bytes| *bytes <= HEADER_BYTES_MAX);
     let header_bytes = header_bytes.ok_or_else(|| io::Error::other("the header is too long"))?;
@@ -106,16 +111,16 @@ pub fn write(
     to.rewind()?;
     to.write_all(&start)?;
     to.write_all(&header)?;
-    for (_, state) in states {
-        to.write_all(&state.bytes)?;
+    for bytes in &stored {
+        to.write_all(bytes)?;
     }
     let mut looked = 0;
     let mut memory_bytes = 0;
-    let mut buffer = vec![0; CHUNK];
+    let mut buffers = Buffers { pages: vec![0; CHUNK], packed: room };
     for range in memory.ram.ranges() {
         let read = |at: u64, into: &mut [u8]| memory.ram.read(Gpa(at), into).map_err(io::Error::other);
         let whole = range.start.0..range.start.0 + range.bytes;
-        memory_bytes += write_region(&mut to, RAM, whole, &mut buffer, read, &mut |bytes| {
+        memory_bytes += write_region(&mut to, RAM, whole, &mut buffers, read, &mut |bytes| {
             looked += bytes;
             progress(looked)
         })?;
@@ -125,8 +130,8 @@ pub fn write(
         Ok(())
     };
     let video = 0..memory.video.bytes() as u64;
-    write_region(&mut to, VIDEO, video, &mut buffer, read, &mut |_| ControlFlow::Continue(()))?;
-    write_run(&mut to, END, 0, &[])?;
+    write_region(&mut to, VIDEO, video, &mut buffers, read, &mut |_| ControlFlow::Continue(()))?;
+    write_run(&mut to, END, 0, &[], &mut buffers.packed)?;
     to.flush()?;
     let file_bytes = to.stream_position()?;
     drop(to);
@@ -134,23 +139,29 @@ pub fn write(
     Ok(Written { file_bytes, memory_bytes })
 }
 
+/// What is looked at, and what became of it.
+struct Buffers {
+    pages: Vec<u8>,
+    packed: Vec<u8>,
+}
+
 /// Writes the pages of a region that are not zero; returns their bytes.
 fn write_region(
     to: &mut impl Write,
     region: u32,
     whole: std::ops::Range<u64>,
-    buffer: &mut [u8],
+    buffers: &mut Buffers,
     read: impl Fn(u64, &mut [u8]) -> io::Result<()>,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> io::Result<u64> {
     let mut written = 0;
     let mut at = whole.start;
     while at < whole.end {
-        let bytes = (whole.end - at).min(buffer.len() as u64) as usize;
-        let chunk = buffer.get_mut(..bytes).unwrap_or_default();
+        let bytes = (whole.end - at).min(buffers.pages.len() as u64) as usize;
+        let chunk = buffers.pages.get_mut(..bytes).unwrap_or_default();
         read(at, chunk)?;
         for (offset, run) in runs(chunk) {
-            write_run(to, region, at + offset as u64, run)?;
+            write_run(to, region, at + offset as u64, run, &mut buffers.packed)?;
             written += run.len() as u64;
         }
         at += bytes as u64;
@@ -188,16 +199,40 @@ fn is_zero(page: &[u8]) -> bool {
     words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
 }
 
-fn write_run(to: &mut impl Write, region: u32, at: u64, bytes: &[u8]) -> io::Result<()> {
-    let head = run_head(region, bytes.len() as u32, at);
+fn write_run(to: &mut impl Write, region: u32, at: u64, pages: &[u8], room: &mut Vec<u8>) -> io::Result<()> {
+    let stored = pack(pages, room);
+    let head = run_head(region, pages.len() as u32, at, stored.len() as u32);
     to.write_all(&head)?;
-    to.write_all(&crc32(&[&head, bytes]).to_le_bytes())?;
-    to.write_all(bytes)
+    to.write_all(&crc32(&[&head, stored]).to_le_bytes())?;
+    to.write_all(stored)
 }
 
 /// What stands before the pages of a run, and is checked with them.
-fn run_head(region: u32, bytes: u32, at: u64) -> [u8; 16] {
-    (u128::from(region) | u128::from(bytes) << 32 | u128::from(at) << 64).to_le_bytes()
+fn run_head(region: u32, bytes: u32, at: u64, stored: u32) -> [u8; 20] {
+    let mut head = [0; 20];
+    let (front, back) = head.split_at_mut(16);
+    front.copy_from_slice(&(u128::from(region) | u128::from(bytes) << 32 | u128::from(at) << 64).to_le_bytes());
+    back.copy_from_slice(&stored.to_le_bytes());
+    head
+}
+
+/// An LZ4 block of the bytes, made in `room`, where that is shorter; else the bytes.
+fn pack<'a>(bytes: &'a [u8], room: &'a mut Vec<u8>) -> &'a [u8] {
+    let most = lz4_flex::block::get_maximum_output_size(bytes.len());
+    if room.len() < most {
+        room.resize(most, 0);
+    }
+    let packed = lz4_flex::block::compress_into(bytes, room).ok().filter(|packed| *packed < bytes.len());
+    packed.and_then(|packed| room.get(..packed)).unwrap_or(bytes)
+}
+
+/// What `pack` was given, whose length is that of `into`. None when it was something else.
+fn unpack<'a>(stored: &'a [u8], into: &'a mut [u8]) -> Option<&'a [u8]> {
+    if stored.len() == into.len() {
+        return Some(stored);
+    }
+    let bytes = lz4_flex::block::decompress_into(stored, into).ok()?;
+    (bytes == into.len()).then_some(into)
 }
 
 /// A file whose header and states were read and checked; memory is next.
@@ -238,13 +273,17 @@ impl Reader {
         }
         let header = read_checked(&mut from, u64::from(bytes), crc, "header").map_err(cut)?;
         let header: Header = serde_json::from_slice(&header).map_err(|error| damaged(&error.to_string()))?;
-        if header.states.iter().map(|entry| entry.bytes.min(STATE_BYTES_MAX + 1)).sum::<u64>() > STATE_BYTES_MAX {
+        let too_long = |entry: &Entry| entry.stored > entry.bytes;
+        let all_bytes = header.states.iter().map(|entry| entry.bytes.min(STATE_BYTES_MAX + 1)).sum::<u64>();
+        if all_bytes > STATE_BYTES_MAX || header.states.iter().any(too_long) {
             return Err(damaged("its states are too long"));
         }
         let mut states = States::new();
-        for Entry { name, kind, version, bytes, crc } in header.states {
-            let bytes = read_checked(&mut from, bytes, crc, &name).map_err(cut)?;
-            states.push((name, State { kind, version, bytes }));
+        for Entry { name, kind, version, bytes, stored, crc } in header.states {
+            let stored = read_checked(&mut from, stored, crc, &name).map_err(cut)?;
+            let mut room = vec![0; bytes as usize];
+            let bytes = unpack(&stored, &mut room).ok_or_else(|| damaged(&format!("{name} has another length")))?;
+            states.push((name, State { kind, version, bytes: bytes.to_vec() }));
         }
         Ok(Reader { from, spec: header.spec, states })
     }
@@ -267,16 +306,19 @@ impl Reader {
 
     /// Fills memory, which is zero.
     pub fn read_memory(&mut self, memory: &Memory<'_>) -> io::Result<()> {
-        let mut buffer = vec![0; CHUNK];
+        let (mut buffer, mut room) = (vec![0; CHUNK], vec![0; CHUNK]);
         loop {
             let (region, bytes) = (read_u32(&mut self.from)?, read_u32(&mut self.from)? as usize);
-            let at = read_u64(&mut self.from)?;
+            let (at, stored) = (read_u64(&mut self.from)?, read_u32(&mut self.from)? as usize);
             let crc = read_u32(&mut self.from)?;
-            let run = buffer.get_mut(..bytes).ok_or_else(|| damaged("a run of pages is too long"))?;
+            let room = room.get_mut(..bytes).filter(|room| stored <= room.len());
+            let run = buffer.get_mut(..stored);
+            let (room, run) = room.zip(run).ok_or_else(|| damaged("a run of pages is too long"))?;
             self.from.read_exact(run)?;
-            if crc32(&[&run_head(region, bytes as u32, at), run]) != crc {
+            if crc32(&[&run_head(region, bytes as u32, at, stored as u32), run]) != crc {
                 return Err(damaged("a page has changed"));
             }
+            let run = unpack(run, room).ok_or_else(|| damaged("a run of pages has another length"))?;
             if region == END {
                 return Ok(());
             }
@@ -368,7 +410,7 @@ mod tests {
         let (file, written) = written();
         assert_eq!(written.memory_bytes, 3 * 4096);
         assert_eq!(written.file_bytes, file.metadata().unwrap().len());
-        assert!(written.file_bytes < 4 * 4096 + 4096, "{written:?}");
+        assert!(written.file_bytes < 4096, "{written:?}");
         let (ram, video, mut reader) = read(&file).unwrap();
         let byte = |at| {
             let mut byte = [0];
@@ -411,12 +453,28 @@ mod tests {
         for cut in (0..whole.len()).step_by(97) {
             assert!(refused(&whole[..cut]), "cut at {cut}");
         }
-        let memory_begins = whole.len() - (4 * 4096 + 4 * 20);
-        for at in (0..memory_begins).chain((memory_begins..whole.len()).step_by(61)) {
+        for at in 0..whole.len() {
             let mut spoilt = whole.clone();
             spoilt[at] ^= 0x20;
             assert!(refused(&spoilt), "a change at {at}");
         }
+    }
+
+    #[test]
+    fn what_does_not_get_shorter_is_kept_as_it_is() {
+        let noise: Vec<u8> =
+            (0..3000u32).flat_map(|n| n.wrapping_mul(0x9e37_79b9).rotate_left(n % 31).to_le_bytes()).collect();
+        let mut room = Vec::new();
+        for (bytes, shorter) in [(&noise[..], false), (&[7; 5000], true), (&[], false), (&[1], false)] {
+            let stored = pack(bytes, &mut room).to_vec();
+            assert_eq!(stored.len() < bytes.len(), shorter);
+            assert_eq!(unpack(&stored, &mut vec![0; bytes.len()]).unwrap(), bytes);
+        }
+        // What says another length than it has.
+        let stored = pack(&[7; 5000], &mut room).to_vec();
+        assert_eq!(unpack(&stored, &mut [0; 4999]), None);
+        assert_eq!(unpack(&stored, &mut [0; 5001]), None);
+        assert_eq!(unpack(&stored[..stored.len() - 1], &mut [0; 5000]), None);
     }
 
     #[test]

@@ -54,6 +54,7 @@ class Mapping:
 
     def __init__(self, head):
         self.name = " ".join(head.split()[5:])
+        self.begin = int(head.split("-")[0], 16)
         self.permissions = head.split()[1]
         self.size_kib = self.rss_kib = self.dirty_kib = 0
         self.flags = []

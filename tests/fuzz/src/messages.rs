@@ -44,7 +44,7 @@ pub(crate) fn saved_file(bytes: &[u8]) {
             let count = input.u16();
             let header = input.bytes(count.into());
             whole.extend(b"INNKEEPER SAVED\n");
-            for number in [1, header.len() as u32, crc32(&[header])] {
+            for number in [2, header.len() as u32, crc32(&[header])] {
                 whole.extend(number.to_le_bytes());
             }
             whole.extend(header);
@@ -62,7 +62,7 @@ pub(crate) fn saved_file(bytes: &[u8]) {
             let memory = Memory { ram: &ram, video: &video };
             suspend::write(&to, &spec, &Vec::new(), &memory, &mut |_| std::ops::ControlFlow::Continue(()))
                 .expect("memory takes it");
-            let end_bytes = 20;
+            let end_bytes = 24;
             whole = read(&to);
             whole.truncate(whole.len() - end_bytes);
             while !input.is_empty() {
@@ -73,9 +73,13 @@ pub(crate) fn saved_file(bytes: &[u8]) {
                     _ => input.u32(),
                 };
                 let count = if input.u8() & 1 == 0 { input.u8().into() } else { input.u32() };
-                let (at, run) = (input.u64(), input.bytes(count as usize & 0xffff));
-                let head = (u128::from(region) | u128::from(count) << 32 | u128::from(at) << 64).to_le_bytes();
-                whole.extend(head);
+                let (at, stored) = (input.u64(), if input.u8() & 1 == 0 { count } else { input.u16().into() });
+                let run = input.bytes(stored as usize & 0xffff);
+                let mut head = Vec::new();
+                for number in [region, count, at as u32, (at >> 32) as u32, stored] {
+                    head.extend(number.to_le_bytes());
+                }
+                whole.extend(&head);
                 whole.extend(crc32(&[&head, run]).to_le_bytes());
                 whole.extend(run);
             }
