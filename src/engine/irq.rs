@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use super::event::Event;
+
 /// One interrupt pin, already wired. Devices never learn its number.
 ///
 /// Level is the device's business: after every change of state it computes the level anew and sets it.
@@ -34,6 +36,15 @@ pub struct MsiMessage {
 /// Takes messages to the interrupt controller. Called by vCPU and worker threads.
 pub trait MsiSink: Send + Sync {
     fn send(&self, message: MsiMessage) -> io::Result<()>;
+
+    /// Has `message` sent whenever `event` is signalled, without this process, until `disconnect` with the number that is returned.
+    ///
+    /// Errors: this sink cannot, or not now.
+    fn connect(&self, _event: &Event, _message: MsiMessage) -> io::Result<u32> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn disconnect(&self, _event: &Event, _number: u32) {}
 }
 
 /// A pin that several devices share: high while any of them holds it high.

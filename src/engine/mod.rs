@@ -26,6 +26,7 @@ mod hyperv;
 pub mod i8042;
 pub mod input;
 pub mod irq;
+mod irq_routes;
 pub mod layout;
 pub mod log;
 pub mod machine;

@@ -11,10 +11,10 @@ use std::{
 };
 
 use kvm_bindings::{
-    CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_COALESCED_MMIO_PAGE_OFFSET, KVM_IRQ_ROUTING_IRQCHIP,
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_clock_data, kvm_enable_cap, kvm_irq_routing_entry,
-    kvm_irq_routing_irqchip, kvm_irqchip, kvm_msi, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
+    CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_COALESCED_MMIO_PAGE_OFFSET, KVM_IRQCHIP_IOAPIC,
+    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY,
+    KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_enable_cap, kvm_irqchip, kvm_msi, kvm_pit_config, kvm_pit_state2,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,7 @@ use super::{
     event::Event,
     hyperv::Enlightenments,
     irq::{MsiMessage, MsiSink},
+    irq_routes::IrqRoutes,
     layout,
     memory::{Gpa, GuestRam, HostRegion},
     pci::root::Placement,
@@ -42,6 +43,7 @@ pub struct Vm {
     /// Kept so that no slot outlives the memory behind it.
     _ram: GuestRam,
     slots: Mutex<Slots>,
+    routes: Mutex<IrqRoutes>,
     at_power_on: Mutex<Option<Controllers>>,
     /// The writes to the VGA window that KVM keeps, where it can.
     coalesced: OnceLock<CoalescedWrites>,
@@ -97,10 +99,12 @@ impl Vm {
         fd.create_irq_chip().map_err(kvm_error("cannot create the interrupt controllers"))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).map_err(kvm_error("cannot create the interval timer"))?;
-        route_interrupts(&fd)?;
+        let routes = IrqRoutes::default();
+        fd.set_gsi_routing(&routes.table()?).map_err(kvm_error("cannot route interrupts"))?;
         report_emulation_failures(&fd);
         let slots = Mutex::new(Slots { next: 0, roms: Vec::new(), video: None, flash: None });
-        let vm = Vm { fd, kvm, _ram: ram.clone(), slots, at_power_on: Mutex::new(None), coalesced: OnceLock::new() };
+        let (routes, at_power_on) = (Mutex::new(routes), Mutex::new(None));
+        let vm = Vm { fd, kvm, _ram: ram.clone(), slots, routes, at_power_on, coalesced: OnceLock::new() };
         for range in ram.ranges() {
             vm.add_slot(range.start.0, range.bytes, range.host_address, 0)?;
         }
@@ -260,24 +264,11 @@ impl Vm {
     }
 }
 
-/// Every input reaches both controllers; the timer's, 0, reaches the IOAPIC at pin 2, as on every PC and as the MADT says.
-/// Messages (MSI) go to KVM directly and need no entry.
-fn route_interrupts(fd: &VmFd) -> io::Result<()> {
-    let mut entries = Vec::new();
-    let mut route = |gsi: u32, irqchip: u32, pin: u32| {
-        let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
-        entry.u.irqchip = kvm_irq_routing_irqchip { irqchip, pin };
-        entries.push(entry);
-    };
-    for gsi in 0..8 {
-        route(gsi, KVM_IRQCHIP_PIC_MASTER, gsi);
-        route(gsi + 8, KVM_IRQCHIP_PIC_SLAVE, gsi);
-    }
-    for gsi in (0..24).filter(|gsi| *gsi != 2) {
-        route(gsi, KVM_IRQCHIP_IOAPIC, if gsi == 0 { 2 } else { gsi });
-    }
-    let table = KvmIrqRouting::from_entries(&entries).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    fd.set_gsi_routing(&table).map_err(kvm_error("cannot route interrupts"))
+/// Another handle on the event, as kvm-ioctls takes it. KVM keeps its own reference.
+fn eventfd(event: &Event) -> io::Result<EventFd> {
+    let duplicate = event.as_fd().try_clone_to_owned()?;
+    // SAFETY: the duplicate is owned, and given away here to be closed once.
+    Ok(unsafe { EventFd::from_raw_fd(duplicate.into_raw_fd()) })
 }
 
 /// Asks for an exit with the instruction's bytes where KVM cannot emulate it. Older kernels do not know this.
@@ -344,6 +335,29 @@ impl MsiSink for Vm {
         };
         self.fd.signal_msi(msi).map(|_| ()).map_err(kvm_error("cannot send an interrupt message"))
     }
+
+    fn connect(&self, event: &Event, message: MsiMessage) -> io::Result<u32> {
+        let event = eventfd(event)?;
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = routes.add(message)?;
+        let connected = routes.table().and_then(|table| {
+            self.fd.set_gsi_routing(&table).map_err(kvm_error("cannot route interrupts"))?;
+            self.fd.register_irqfd(&event, number).map_err(kvm_error("cannot connect an interrupt"))
+        });
+        if connected.is_err() {
+            routes.remove(number);
+        }
+        connected.map(|()| number)
+    }
+
+    fn disconnect(&self, event: &Event, number: u32) {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        // KVM's table keeps the message until the next change: nothing leads to it.
+        if let Ok(event) = eventfd(event) {
+            let _ = self.fd.unregister_irqfd(&event, number);
+        }
+        routes.remove(number);
+    }
 }
 
 impl Placement for Vm {
@@ -367,9 +381,7 @@ impl Placement for Vm {
     }
 
     fn place_doorbell(&self, event: &Event, at: u64, on: bool) {
-        let Ok(duplicate) = event.as_fd().try_clone_to_owned() else { return };
-        // SAFETY: the duplicate is owned, and given away here to be closed once. KVM keeps its own reference.
-        let event = unsafe { EventFd::from_raw_fd(duplicate.into_raw_fd()) };
+        let Ok(event) = eventfd(event) else { return };
         let address = IoEventAddress::Mmio(at);
         // Two doorbells at one address can only come from overlapping BARs, which the root refuses.
         let _ = if on {

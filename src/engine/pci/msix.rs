@@ -1,9 +1,10 @@
 //! MSI-X (PCI Local Bus 3.0, 6.8.2): vectors, masks and pending bits, once for all devices.
 //!
-//! A worker that signals and a vCPU that reprograms the table meet here without a lock: every field is an atomic.
+//! A worker that signals and a vCPU that reprograms the table meet here without a lock: every field is an atomic. The lock is of
+//! vectors that KVM sends itself, which whoever reprograms the table cuts first.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering},
 };
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::{
     bus::{Access, BusDevice, BusFault, Effect, Width},
+    event::Event,
     irq::{MsiMessage, MsiSink},
 };
 
@@ -31,6 +33,23 @@ pub struct Msix {
     control: AtomicU16,
     pending: AtomicU64,
     sink: Arc<dyn MsiSink>,
+    connected: Mutex<Connections>,
+}
+
+#[derive(Default)]
+struct Connections {
+    next: u64,
+    now: Vec<Connected>,
+}
+
+/// A vector whose message is sent when `event` is signalled.
+struct Connected {
+    id: u64,
+    vector: u16,
+    /// The sink's.
+    number: u32,
+    event: Event,
+    cut: Event,
 }
 
 /// The vectors of a function in a saved state.
@@ -59,7 +78,8 @@ impl Msix {
         assert!(vectors <= VECTORS_MAX, "one word of pending bits");
         let vector = || Vector { address: AtomicU64::new(0), data: AtomicU32::new(0), masked: AtomicBool::new(true) };
         let vectors = (0..vectors).map(|_| vector()).collect();
-        Arc::new(Msix { vectors, control: AtomicU16::new(0), pending: AtomicU64::new(0), sink })
+        let (control, pending, connected) = (AtomicU16::new(0), AtomicU64::new(0), Mutex::default());
+        Arc::new(Msix { vectors, control, pending, sink, connected })
     }
 
     pub fn vectors(&self) -> u16 {
@@ -80,8 +100,46 @@ impl Msix {
         self.deliver(vector);
     }
 
+    /// Has a vector's message sent whenever `event` is signalled, without us, until `disconnect` with what this returns, or until
+    /// anything of the vector changes, which `cut` tells. `None` where that cannot be: while it is masked, say.
+    pub fn connect(&self, vector: u16, event: &Event, cut: &Event) -> Option<u64> {
+        let mut connected = self.connected();
+        let message = self.message(vector)?;
+        let (event, cut) = (event.try_clone().ok()?, cut.try_clone().ok()?);
+        let number = self.sink.connect(&event, message).ok()?;
+        let id = connected.next;
+        connected.next += 1;
+        connected.now.push(Connected { id, vector, number, event, cut });
+        Some(id)
+    }
+
+    /// Ends this. What was signalled and not sent is still to be read from the event.
+    pub fn disconnect(&self, id: u64) {
+        drop(self.cut(|connected| connected.id == id));
+    }
+
+    /// A queue no longer has this vector.
+    pub fn let_go(&self, vector: u16) {
+        drop(self.cut(|connected| connected.vector == vector));
+    }
+
+    /// These are sent by `signal` only, and nothing else is connected while the result is held.
+    fn cut(&self, which: impl Fn(&Connected) -> bool) -> MutexGuard<'_, Connections> {
+        let mut connected = self.connected();
+        for Connected { number, event, cut, .. } in connected.now.extract_if(.., |connected| which(connected)) {
+            self.sink.disconnect(&event, number);
+            cut.signal();
+        }
+        connected
+    }
+
+    fn connected(&self) -> MutexGuard<'_, Connections> {
+        self.connected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The function mask or the enable bit was written.
     pub fn set_control(&self, control: u16) {
+        let _cut = self.cut(|_| true);
         self.control.store(control & (CONTROL_ENABLE | CONTROL_MASK_ALL), Ordering::Release);
         for vector in 0..self.vectors() {
             self.deliver(vector);
@@ -89,6 +147,7 @@ impl Msix {
     }
 
     pub fn reset(&self) {
+        let _cut = self.cut(|_| true);
         self.control.store(0, Ordering::Release);
         self.pending.store(0, Ordering::Release);
         for vector in &self.vectors {
@@ -114,6 +173,7 @@ impl Msix {
         if saved.table.len() != self.vectors.len() {
             return false;
         }
+        let _cut = self.cut(|_| true);
         for (vector, saved) in self.vectors.iter().zip(&saved.table) {
             vector.address.store(saved.address & !3, Ordering::Relaxed);
             vector.data.store(saved.data, Ordering::Relaxed);
@@ -127,21 +187,23 @@ impl Msix {
 
     /// Sends a pending vector if nothing masks it. Taking the pending bit is what decides who sends.
     fn deliver(&self, index: u16) {
-        let Some(vector) = self.vectors.get(usize::from(index)) else { return };
-        let control = self.control.load(Ordering::Acquire);
-        let open = control & CONTROL_ENABLE != 0 && control & CONTROL_MASK_ALL == 0;
-        if !open || vector.masked.load(Ordering::Acquire) {
-            return;
-        }
+        let Some(message) = self.message(index) else { return };
         let bit = 1 << index;
         if self.pending.fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
-            let message = MsiMessage {
-                address: vector.address.load(Ordering::Acquire),
-                data: vector.data.load(Ordering::Acquire),
-            };
             // A message to nowhere is the driver's mistake and changes nothing here.
             let _ = self.sink.send(message);
         }
+    }
+
+    /// What is sent for a vector, unless something masks it.
+    fn message(&self, index: u16) -> Option<MsiMessage> {
+        let vector = self.vectors.get(usize::from(index))?;
+        let control = self.control.load(Ordering::Acquire);
+        let open = control & CONTROL_ENABLE != 0 && control & CONTROL_MASK_ALL == 0;
+        if !open || vector.masked.load(Ordering::Acquire) {
+            return None;
+        }
+        Some(MsiMessage { address: vector.address.load(Ordering::Acquire), data: vector.data.load(Ordering::Acquire) })
     }
 
     fn read_u32(&self, offset: u64) -> u32 {
@@ -167,6 +229,8 @@ impl Msix {
             return;
         }
         let Some(vector) = self.at(offset) else { return };
+        let index = u16::try_from(offset / ENTRY_BYTES).unwrap_or(u16::MAX);
+        let _cut = self.cut(|connected| connected.vector == index);
         let address = vector.address.load(Ordering::Acquire);
         match offset % ENTRY_BYTES {
             0 => vector.address.store(address & !0xffff_ffff | u64::from(value & !3), Ordering::Release),
@@ -174,7 +238,7 @@ impl Msix {
             8 => vector.data.store(value, Ordering::Release),
             _ => {
                 vector.masked.store(value & 1 != 0, Ordering::Release);
-                self.deliver(u16::try_from(offset / ENTRY_BYTES).unwrap_or(u16::MAX));
+                self.deliver(index);
             }
         }
     }
@@ -252,6 +316,68 @@ pub(crate) mod tests {
         let message = MsiMessage { address: 0xfee0_0000, data: 0x41 };
         assert_eq!(*sent.0.lock().unwrap(), [message, message]);
         assert_eq!(table.read(Access::new(0x800, Width::B8)), Ok(0));
+    }
+
+    /// A sink that connects, and says what it was asked.
+    #[derive(Default)]
+    struct Connector(Mutex<Vec<(u32, Option<u32>)>>);
+    impl MsiSink for Connector {
+        fn send(&self, _: MsiMessage) -> io::Result<()> {
+            Ok(())
+        }
+        fn connect(&self, _: &Event, message: MsiMessage) -> io::Result<u32> {
+            let mut said = self.0.lock().unwrap();
+            said.push((message.data, Some(message.data)));
+            Ok(100 + message.data)
+        }
+        fn disconnect(&self, _: &Event, number: u32) {
+            self.0.lock().unwrap().push((number - 100, None));
+        }
+    }
+
+    #[test]
+    fn a_connected_vector_is_cut_before_anything_of_it_changes() {
+        let sink = Arc::new(Connector::default());
+        let msix = Msix::new(3, Arc::clone(&sink) as Arc<dyn MsiSink>);
+        let mut table = MsixTable(Arc::clone(&msix));
+        let said = || std::mem::take(&mut *sink.0.lock().unwrap());
+        let (event, cut) = (Event::new().unwrap(), Event::new().unwrap());
+        for vector in 0..3 {
+            program(&mut table, vector, 0x41 + vector);
+        }
+        assert_eq!(msix.connect(1, &event, &cut), None, "not enabled");
+        msix.set_control(CONTROL_ENABLE);
+        assert_eq!(msix.connect(3, &event, &cut), None, "there is none");
+        let changes: [&dyn Fn(&mut MsixTable); 4] = [
+            &|table| assert_eq!(table.write(Access::new(16 + 12, Width::B4), 1), Ok(Effect::None)),
+            &|table| assert_eq!(table.write(Access::new(16 + 8, Width::B4), 0x42), Ok(Effect::None)),
+            &|table| table.0.set_control(CONTROL_ENABLE | CONTROL_MASK_ALL),
+            &|table| table.0.let_go(1),
+        ];
+        for change in changes {
+            msix.set_control(CONTROL_ENABLE);
+            table.write(Access::new(16 + 12, Width::B4), 0).unwrap();
+            let id = msix.connect(1, &event, &cut).unwrap();
+            assert!(!cut.clear());
+            // Another vector's mask is nothing to this one.
+            table.write(Access::new(32 + 12, Width::B4), 1).unwrap();
+            assert_eq!(said(), [(0x42, Some(0x42))]);
+            change(&mut table);
+            assert!(cut.clear());
+            assert_eq!(said(), [(0x42, None)]);
+            msix.disconnect(id);
+            assert_eq!((said(), cut.clear()), (vec![], false), "it is over");
+        }
+        // Of two that share a vector, one that ends leaves the other.
+        let [first, second] = [0, 1].map(|_| msix.connect(0, &event, &cut).unwrap());
+        said();
+        msix.disconnect(first);
+        assert_eq!(said(), [(0x41, None)]);
+        msix.reset();
+        assert_eq!(said(), [(0x41, None)]);
+        msix.disconnect(second);
+        assert_eq!(said(), []);
+        assert_eq!(msix.connect(0, &event, &cut), None, "masked after a reset");
     }
 
     #[test]

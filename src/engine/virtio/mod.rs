@@ -18,7 +18,7 @@ use std::sync::{
 };
 
 use self::queue::VirtQueue;
-use super::{irq::IrqLine, memory::GuestRam, pci::msix::Msix, saved::SaveState, worker};
+use super::{event::Event, irq::IrqLine, memory::GuestRam, pci::msix::Msix, saved::SaveState, worker};
 
 /// Feature bits; `virtio-bindings` has their numbers.
 pub type Features = u64;
@@ -128,6 +128,29 @@ impl Interrupts {
     pub fn used(&self, index: usize) {
         let vector = self.queue_vectors.get(index).map_or(NO_VECTOR, |vector| vector.load(Ordering::Acquire));
         self.raise(vector, ISR_QUEUE);
+    }
+
+    /// Has `event` interrupt for queue `index` whenever it is signalled, as [`Msix::connect`] does.
+    pub fn connect(&self, index: usize, event: &Event, cut: &Event) -> Option<u64> {
+        let own = self.queue_vectors.get(index)?;
+        let vector = own.load(Ordering::Acquire);
+        let id = self.msix.connect(vector, event, cut)?;
+        // The driver may have chosen another one meanwhile, before there was anything to cut.
+        if own.load(Ordering::Acquire) != vector {
+            self.msix.disconnect(id);
+            return None;
+        }
+        Some(id)
+    }
+
+    pub fn disconnect(&self, id: u64) {
+        self.msix.disconnect(id);
+    }
+
+    fn set_queue_vector(&self, index: usize, vector: u16) {
+        if let Some(own) = self.queue_vectors.get(index) {
+            self.msix.let_go(own.swap(vector, Ordering::AcqRel));
+        }
     }
 
     /// The configuration or the status has changed: a driver that reads it meanwhile reads it again (virtio 1.2, 2.5.3).

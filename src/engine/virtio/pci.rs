@@ -238,9 +238,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
             0x16 => self.queue_select = value16,
             0x1a => {
                 let checked = self.checked_vector(value16);
-                if let Some(vector) = self.interrupts.queue_vectors.get(usize::from(self.queue_select)) {
-                    vector.store(checked, Ordering::Release);
-                }
+                self.interrupts.set_queue_vector(usize::from(self.queue_select), checked);
             }
             0x18 | 0x1c | 0x20..=0x37 => self.queue_write(at, value),
             0x0c | 0x04 | 0x12 | 0x15 | 0x1e => {}

@@ -290,10 +290,15 @@ impl VirtQueue {
 
     /// Goes on where the kernel, which served the queue, left off: at entry `next`, behind what it has used.
     pub fn take_back(&mut self, ram: &GuestRam, next: u16) -> Result<(), Malformed> {
-        let used = ram.load_u16(Gpa(self.queue.used_ring() + INDEX_AT)).map_err(|_| Malformed)?;
+        let used = self.used_by_kernel(ram)?;
         self.queue.set_next_avail(next);
         self.queue.set_next_used(used);
         Ok(())
+    }
+
+    /// How far the kernel, which serves the queue, has come: the index of the used ring.
+    pub fn used_by_kernel(&self, ram: &GuestRam) -> Result<u16, Malformed> {
+        ram.load_u16(Gpa(self.queue.used_ring() + INDEX_AT)).map_err(|_| Malformed)
     }
 
     /// Its number among the device's queues, and where it is; for a saved state.

@@ -1,10 +1,13 @@
 //! While much is carried, the kernel serves a pair of queues itself (vhost-net), where the host has that.
 //!
-//! Not always: our thread answers a single frame sooner, as an interrupt of the kernel's passes through it, and it learns the
-//! guest's addresses from what it sends. So the queues are handed over when a card carries streams, and come back when the guest has
-//! heard nothing for a while, sets something on the card, or is paused.
+//! Not always: our thread learns the guest's addresses from what it sends, and a route of KVM's for each interrupt takes time to be
+//! made. So the queues are handed over when a card carries streams, and come back when nothing was carried for a while, the guest
+//! sets something on the card, or is paused.
 
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use rustix::event::{PollFd, PollFlags};
 
@@ -13,14 +16,17 @@ use crate::engine::{
     event::Event,
     memory::GuestRam,
     vhost::{RINGS, Ring, Vhost},
-    virtio::queue::{Malformed, VirtQueue},
+    virtio::{
+        Interrupts,
+        queue::{Malformed, VirtQueue},
+    },
     worker::Stop,
 };
 
 /// So many bytes in so long a time are a stream.
 const STREAM_BYTES: u64 = 4 << 20;
 const STREAM_TIME: Duration = Duration::from_secs(1);
-/// Without an interrupt for so long, no stream goes on.
+/// With nothing carried for so long, no stream goes on.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// How much a pair carries. The clock is read once in `STREAM_BYTES`.
@@ -77,33 +83,98 @@ impl Pair {
         if sound { Ok(started) } else { Err(Malformed) }
     }
 
-    /// Passes interrupts on while the kernel serves, until it shall no more. False when the driver broke the rules.
+    /// Waits while the kernel serves, until it shall no more. False when the driver broke the rules.
     fn attend(&self, vhost: &Vhost, session: &Session<'_>, stop: &Stop) -> bool {
         let Some(news) = self.settings.news(self.number) else { return true };
         let control: &Event = session.control.as_ref().map_or(news, |queue| &queue.kick);
-        let [rx, tx] = vhost.calls();
-        let events = [rx, tx, vhost.errors(), control, news].map(|event| PollFd::new(event, PollFlags::IN));
-        while let Some(ready) = stop.wait_ready_for(&events, QUIET) {
+        let Ok(mut calls) = Calls::new(vhost, session) else { return true };
+        let mut carried = used_by_kernel(session);
+        loop {
+            let [rx, tx] = calls.passed_on();
+            let [errors, control, news, cut] =
+                [vhost.errors(), control, news, &calls.cut].map(|event| PollFd::new(event, PollFlags::IN));
+            let Some(ready) = stop.wait_ready_for(&[rx, tx, errors, control, news, cut], QUIET) else { return true };
             tell(vhost, session);
             if ready.has(2) {
                 vhost.errors().clear();
                 return false;
             }
-            if ready.has(3) || ready.has(4) || ready.is_none() {
-                break;
+            if ready.has(3) || ready.has(4) {
+                return true;
+            }
+            if ready.has(5) {
+                calls.connect();
+            }
+            if ready.is_none() {
+                let now = used_by_kernel(session);
+                if std::mem::replace(&mut carried, now) == now {
+                    return true;
+                }
             }
         }
-        true
     }
 }
 
-/// Interrupts the driver for what the kernel has used.
+/// The interrupts of both rings while the kernel serves them. KVM sends them itself (irqfd) for as long as the driver leaves their
+/// vectors alone; else this thread passes them on.
+struct Calls<'a> {
+    vhost: &'a Vhost,
+    interrupts: &'a Interrupts,
+    queues: [usize; RINGS],
+    connected: [Option<u64>; RINGS],
+    /// The driver has changed something.
+    cut: Event,
+}
+
+impl<'a> Calls<'a> {
+    fn new(vhost: &'a Vhost, session: &Session<'a>) -> io::Result<Calls<'a>> {
+        let (interrupts, queues) = (session.interrupts, [session.rx.index(), session.tx.index()]);
+        let mut calls = Calls { vhost, interrupts, queues, connected: [None; RINGS], cut: Event::new()? };
+        calls.connect();
+        Ok(calls)
+    }
+
+    fn connect(&mut self) {
+        self.disconnect();
+        self.cut.clear();
+        for ((connected, call), queue) in self.connected.iter_mut().zip(self.vhost.calls()).zip(self.queues) {
+            *connected = self.interrupts.connect(queue, call, &self.cut);
+        }
+    }
+
+    fn disconnect(&mut self) {
+        for id in self.connected.iter_mut().filter_map(Option::take) {
+            self.interrupts.disconnect(id);
+        }
+    }
+
+    /// To wait for: those that KVM does not send.
+    fn passed_on(&self) -> [PollFd<'a>; RINGS] {
+        let [rx, tx] = self.vhost.calls();
+        let [rx_flags, tx_flags] =
+            self.connected.map(|sent| if sent.is_some() { PollFlags::empty() } else { PollFlags::IN });
+        [PollFd::new(rx, rx_flags), PollFd::new(tx, tx_flags)]
+    }
+}
+
+impl Drop for Calls<'_> {
+    fn drop(&mut self) {
+        self.disconnect();
+    }
+}
+
+/// Interrupts the driver for what the kernel has used and KVM has not told.
 fn tell(vhost: &Vhost, session: &Session<'_>) {
     for (call, queue) in vhost.calls().iter().zip([&*session.rx, &*session.tx]) {
         if call.clear() {
             session.interrupts.used(queue.index());
         }
     }
+}
+
+/// How far it has come with both rings.
+fn used_by_kernel(session: &Session<'_>) -> [Option<u16>; RINGS] {
+    [&*session.rx, &*session.tx].map(|queue| queue.used_by_kernel(session.ram).ok())
 }
 
 fn ring<'a>(queue: &'a VirtQueue, ram: &GuestRam) -> Option<Ring<'a>> {
