@@ -50,14 +50,16 @@ fn two_starts_at_once_make_one_engine() {
 
 #[test]
 fn every_start_says_when_the_first_instruction_ran() {
-    let Some(world) = World::new() else { return };
+    let Some(mut world) = World::new() else { return };
     world.well("guest create t --test-guest --memory 16M --network none --cmdline quiet");
     // The wish to run may come before the vCPU's thread has looked for the first time.
     for number in 0..6 {
+        world.well("guest start t");
         assert_eq!(world.started("t"), "running");
         let statistics = world.get("/api/v1/guests/t/statistics");
         assert!(statistics["first_instruction_us"].as_u64().is_some_and(|us| us > 0), "start {number}: {statistics}");
         world.well("guest poweroff t");
+        world.wait_for_state("t", "stopped");
     }
 }
 
