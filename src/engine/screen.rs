@@ -7,7 +7,8 @@
 //! ```
 //! Viewers share no queue: each remembers the generation it has seen. There is no thread either: whichever waiting viewer comes
 //! first refreshes for all. Without a viewer, or while none wants anything, nothing runs, and without one there is no picture.
-//! A cursor and characters that blink are drawn anew, and nothing else, by a look that comes after their time.
+//! A cursor and characters that blink are drawn anew, and nothing else, by a look that comes after their time. They stand still, lit,
+//! some time after somebody came or typed: a screen that nobody uses costs nothing.
 
 mod source;
 
@@ -19,7 +20,7 @@ use std::{
 
 use self::source::{Content, Sources};
 use super::{
-    vga::{Blink, SharedVga},
+    vga::{Blink, Planes, SharedVga},
     virtio::gpu::GpuDisplay,
 };
 
@@ -53,8 +54,12 @@ struct State {
     picture: Option<Picture>,
     /// What the picture was made of.
     shown: Option<Content>,
+    /// What was read for it, where that helps the next look.
+    kept: Option<Planes>,
     /// What was lit in the picture, if anything in it blinks.
     lit: Option<Blink>,
+    /// Nothing blinks after that.
+    blinks_until: Instant,
     /// Of the picture now or before.
     size: Option<(usize, usize)>,
     /// Rises with each refresh that changed a pixel.
@@ -84,7 +89,9 @@ const TILE_HEIGHT: usize = 16;
 
 /// Between two looks at a screen that changes, and at one that has been at rest for some time.
 const INTERVAL: Duration = Duration::from_millis(33);
-const INTERVAL_AT_REST: Duration = Duration::from_millis(100);
+const INTERVAL_AT_REST: Duration = Duration::from_millis(250);
+/// How long something blinks after somebody came or typed, as in terminals.
+const BLINKS: Duration = Duration::from_secs(10);
 
 /// What a viewer wants of the wait it is in.
 pub enum Next<T> {
@@ -172,6 +179,7 @@ impl Drop for Viewer {
         if state.viewers == 0 {
             state.picture = None;
             state.shown = None;
+            state.kept = None;
             state.lit = None;
         }
     }
@@ -189,7 +197,9 @@ impl Screen {
         let state = State {
             picture: None,
             shown: None,
+            kept: None,
             lit: None,
+            blinks_until: Instant::now(),
             size: None,
             generation: 0,
             size_generation: 0,
@@ -204,7 +214,9 @@ impl Screen {
     }
 
     pub fn attach(self: &Arc<Screen>) -> Viewer {
-        self.lock().viewers += 1;
+        let mut state = self.lock();
+        state.viewers += 1;
+        state.blinks_until = Instant::now() + BLINKS;
         Viewer(Arc::clone(self))
     }
 
@@ -218,6 +230,7 @@ impl Screen {
     /// Looks often for some time: somebody typed.
     pub fn hurry(&self) {
         let mut state = self.lock();
+        state.blinks_until = Instant::now() + BLINKS;
         if state.interval > INTERVAL {
             state.interval = INTERVAL;
             self.changed.notify_all();
@@ -247,7 +260,7 @@ impl Screen {
     pub fn png(&self, width_max: Option<usize>) -> io::Result<Vec<u8>> {
         let before = self.lock().size;
         (self.settle)();
-        let mut source = self.sources.open(self.sources.whole(), before, Blink::LIT);
+        let mut source = self.sources.open(self.sources.whole(), before, Blink::LIT, None);
         let (width, height) = source.size();
         let small_width = width_max.unwrap_or(width).clamp(1, width.max(1));
         let small_height = (height * small_width / width.max(1)).max(1);
@@ -274,19 +287,21 @@ impl Screen {
 
     /// Brings the picture up to date.
     fn refresh(&self, state: &mut State) {
-        state.refreshed_at = Some(Instant::now());
+        let now = Instant::now();
+        state.refreshed_at = Some(now);
         (self.settle)();
         // Dirty bits are taken before memory is read: what is written meanwhile is drawn twice, not lost.
         let glance = self.sources.take();
         let (content, written) = (glance.content(), glance.any());
         let same = state.shown.as_ref() == Some(&content) && !state.redraw && state.picture.is_some();
-        let lit = Blink::at(self.since.elapsed());
+        let lit = if now < state.blinks_until { Blink::at(now - self.since) } else { Blink::LIT };
         let blinked = state.lit.is_some_and(|before| before != lit);
         if same && !written && !blinked {
             state.rest();
             return;
         }
-        let mut source = self.sources.open(glance, state.size, lit);
+        let kept = state.kept.take().filter(|_| !state.redraw);
+        let mut source = self.sources.open(glance, state.size, lit, kept);
         let (width, height) = source.size();
         let next = state.generation + 1;
         let mut changed = false;
@@ -308,6 +323,7 @@ impl Screen {
             }
         }
         let by_the_guest = !same || written;
+        state.kept = source.keep();
         state.shown = Some(content);
         state.lit = blinks.then_some(lit);
         state.redraw = false;
@@ -340,7 +356,7 @@ impl State {
 
     /// Looks less often: the guest changed nothing.
     fn rest(&mut self) {
-        self.interval = (self.interval * 5 / 4).min(INTERVAL_AT_REST);
+        self.interval = (self.interval * 3 / 2).min(INTERVAL_AT_REST);
     }
 
     fn until_refresh(&self) -> Duration {
@@ -585,6 +601,28 @@ pub(crate) mod tests {
         write(0x200a);
         look(&viewer);
         assert_eq!(bench.screen.lock().lit, None, "nothing blinks without a cursor");
+    }
+
+    #[test]
+    fn what_blinks_stands_still_when_nobody_has_typed_for_some_time() {
+        let bench = Bench::new();
+        bench.vga.lock().unwrap().start_in_text_mode();
+        let viewer = bench.screen.attach();
+        assert!(bench.screen.lock().blinks_until > Instant::now() + BLINKS / 2);
+        bench.screen.lock().blinks_until = Instant::now();
+        let first = look(&viewer);
+        let start = Instant::now();
+        // The cursor would change three times.
+        while start.elapsed() < Duration::from_millis(750) {
+            assert_eq!(look(&viewer), first);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(bench.screen.lock().lit, Some(Blink::LIT));
+        bench.screen.hurry();
+        while look(&viewer) == first {
+            assert!(start.elapsed() < Duration::from_secs(20), "somebody has typed");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     #[test]

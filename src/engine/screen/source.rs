@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use super::DirtySource;
 use crate::engine::{
     memory::HostRegion,
-    vga::{Blink, DirtyPages, Registers, ScanOut, SharedVga},
+    vga::{Blink, DirtyPages, Planes, Registers, ScanOut, SharedVga},
     virtio::gpu::{GpuDisplay, Look},
 };
 
@@ -59,11 +59,23 @@ impl Sources {
         Glance::Vga(Box::new(registers), Box::new(DirtyPages::NONE))
     }
 
-    /// For a picture that follows one of the size `before`, when what blinks is as `lit` says.
-    pub(super) fn open(&self, glance: Glance, before: Option<(usize, usize)>, lit: Blink) -> Source {
+    /// For a picture that follows one of the size `before`, when what blinks is as `lit` says. `kept` is what the source before
+    /// this one left.
+    pub(super) fn open(
+        &self,
+        glance: Glance,
+        before: Option<(usize, usize)>,
+        lit: Blink,
+        kept: Option<Planes>,
+    ) -> Source {
         match glance {
             Glance::Vga(registers, dirty) => {
-                Source::Vga(Box::new(ScanOut::new(&registers, self.vram.clone(), before, lit)), dirty)
+                let vram = self.vram.clone();
+                let scan = match kept {
+                    Some(planes) => ScanOut::following(planes, &dirty, &registers, vram, before, lit),
+                    None => ScanOut::new(&registers, vram, before, lit),
+                };
+                Source::Vga(Box::new(scan), dirty)
             }
             Glance::Gpu(look) => Source::Gpu(look),
         }
@@ -100,6 +112,14 @@ impl Source {
         match self {
             Source::Vga(scan, dirty) => scan.is_dirty(y, dirty),
             Source::Gpu(look) => look.dirty().has(y),
+        }
+    }
+
+    /// For the next one.
+    pub(super) fn keep(self) -> Option<Planes> {
+        match self {
+            Source::Vga(scan, _) => scan.into_planes(),
+            Source::Gpu(_) => None,
         }
     }
 

@@ -8,6 +8,7 @@ mod crtc;
 mod dispi;
 pub(crate) mod edid;
 mod font;
+mod planes;
 mod registers;
 mod render;
 mod saved;
@@ -27,6 +28,7 @@ use super::{
     memory::HostRegion,
     pci::{BarKind, BarSpec, PciFunction, PciIdentity},
 };
+pub(crate) use planes::Planes;
 use registers::Ports;
 pub(crate) use registers::Registers;
 pub(crate) use render::ScanOut;

@@ -13,8 +13,8 @@ use super::{
     DirtyPages, Registers, VRAM_BYTES,
     crtc::Crtc,
     dispi::{DispiMode, PixelLayout, WIDTH_MAX},
+    planes::Planes,
     text::{Blink, Text},
-    window::PLANE_BYTES,
 };
 use crate::engine::memory::HostRegion;
 
@@ -28,7 +28,7 @@ pub(crate) struct ScanOut {
 enum Content {
     Blank,
     Linear(Linear),
-    Vga(Vga),
+    Vga(Box<Vga>),
 }
 
 /// What is shown while nothing is.
@@ -38,6 +38,31 @@ impl ScanOut {
     /// What `registers` show of `vram`, when what blinks is as `lit` says. A blank screen has the size of the one before it, if
     /// there was one.
     pub(crate) fn new(registers: &Registers, vram: HostRegion, before: Option<(usize, usize)>, lit: Blink) -> ScanOut {
+        ScanOut::with(registers, vram, before, lit, Planes::new)
+    }
+
+    /// As `new`, for a look that follows one whose planes were kept ([`ScanOut::into_planes`]): since then these pages were written.
+    pub(crate) fn following(
+        mut planes: Planes,
+        dirty: &DirtyPages,
+        registers: &Registers,
+        vram: HostRegion,
+        before: Option<(usize, usize)>,
+        lit: Blink,
+    ) -> ScanOut {
+        ScanOut::with(registers, vram, before, lit, |vram| {
+            planes.update(vram, dirty);
+            planes
+        })
+    }
+
+    fn with(
+        registers: &Registers,
+        vram: HostRegion,
+        before: Option<(usize, usize)>,
+        lit: Blink,
+        planes: impl FnOnce(&HostRegion) -> Planes,
+    ) -> ScanOut {
         if !registers.palette_on {
             let (width, height) = before.unwrap_or(BLANK_SIZE);
             return ScanOut { width, height, content: Content::Blank };
@@ -46,15 +71,23 @@ impl ScanOut {
             let content = Content::Linear(Linear::new(registers, mode, vram));
             return ScanOut { width: mode.width, height: mode.height, content };
         }
-        let vga = Vga::new(registers, &vram, lit);
+        let vga = Vga::new(registers, planes(&vram), lit);
         let (width, height) = vga.size();
         // "Screen off" in the clocking mode register.
         let off = registers.sequencer[1] & 0x20 != 0;
-        ScanOut { width, height, content: if off { Content::Blank } else { Content::Vga(vga) } }
+        ScanOut { width, height, content: if off { Content::Blank } else { Content::Vga(Box::new(vga)) } }
     }
 
     pub(crate) fn size(&self) -> (usize, usize) {
         (self.width, self.height)
+    }
+
+    /// What the next look can follow. Nothing where the planes are not shown: they are not looked at meanwhile.
+    pub(crate) fn into_planes(self) -> Option<Planes> {
+        match self.content {
+            Content::Vga(vga) => Some(vga.planes),
+            Content::Blank | Content::Linear(_) => None,
+        }
     }
 
     /// Whether line `y` may have changed when these pages were written.
@@ -62,7 +95,7 @@ impl ScanOut {
         match &self.content {
             Content::Blank => false,
             Content::Linear(linear) => linear.is_dirty(y, dirty),
-            Content::Vga(vga) => vga.is_dirty(y, dirty),
+            Content::Vga(vga) => vga.is_dirty(y),
         }
     }
 
@@ -211,7 +244,7 @@ enum Generator {
 }
 
 impl Vga {
-    fn new(registers: &Registers, vram: &HostRegion, lit: Blink) -> Vga {
+    fn new(registers: &Registers, planes: Planes, lit: Blink) -> Vga {
         let graphics = registers.graphics[6] & 1 != 0;
         let generator = match registers.graphics[5] >> 5 & 3 {
             _ if !graphics => Generator::Text(Text::new(registers, lit)),
@@ -232,23 +265,21 @@ impl Vga {
         };
         let dots = vec![0; (clocks + 1) * clock_dots];
         let crtc = Crtc::new(registers, pan);
-        Vga { crtc, planes: Planes::new(vram), clocks, clock_dots, repeat, generator, dots }
+        Vga { crtc, planes, clocks, clock_dots, repeat, generator, dots }
     }
 
     fn size(&self) -> (usize, usize) {
         (self.clocks * self.clock_dots * self.repeat, self.crtc.height())
     }
 
-    fn is_dirty(&self, y: usize, dirty: &DirtyPages) -> bool {
-        if matches!(self.generator, Generator::Text(_)) {
-            // The pages of the characters hold their fonts too.
-            return dirty.touches(0, Planes::BYTES);
-        }
+    fn is_dirty(&self, y: usize) -> bool {
+        let text = matches!(self.generator, Generator::Text(_));
         let line = self.crtc.line(y);
-        (0..=self.clocks as u16).any(|clock| {
-            let address = self.crtc.address(line.counter.wrapping_add(clock), line.row);
-            dirty.touches(4 * address, 4)
-        })
+        text && self.planes.shapes_changed()
+            || (0..=self.clocks as u16).any(|clock| {
+                let address = self.crtc.address(line.counter.wrapping_add(clock), line.row);
+                self.planes.changed(address)
+            })
     }
 
     fn blinks(&self, y: usize) -> bool {
@@ -294,25 +325,6 @@ fn pairs(planes: [u8; 4], colors: &[u32; 16], dots: &mut [u32]) {
     for (dot, out) in dots.iter_mut().take(8).enumerate() {
         let pair = |plane: usize| usize::from(planes[plane] >> (6 - 2 * (dot % 4)) & 3);
         *out = colors[pair(dot / 4) | pair(2 + dot / 4) << 2];
-    }
-}
-
-/// The four planes of VGA modes, copied for one picture.
-pub(super) struct Planes(Vec<u8>);
-
-impl Planes {
-    const BYTES: usize = 4 * PLANE_BYTES;
-
-    fn new(vram: &HostRegion) -> Planes {
-        let mut bytes = vec![0; Planes::BYTES];
-        vram.read(0, &mut bytes);
-        Planes(bytes)
-    }
-
-    /// What the planes hold at an address.
-    pub(super) fn get(&self, address: usize) -> [u8; 4] {
-        let at = 4 * (address % PLANE_BYTES);
-        self.0.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default()
     }
 }
 

@@ -3,10 +3,7 @@
 
 use std::time::Duration;
 
-use super::{
-    registers::Registers,
-    render::{Planes, colors16},
-};
+use super::{planes::Planes, registers::Registers, render::colors16};
 
 /// How a row of dots of a cell is drawn.
 pub(super) struct Text {
