@@ -99,7 +99,11 @@ async fn converse(
                 waiting.retain(|_, answer| !answer.is_closed());
                 waiting.insert(seq, answer);
                 let call = HostCall { seq, request };
-                socket.async_io(Interest::WRITABLE, || wire::send(socket, &call, &[])).await?;
+                match socket.async_io(Interest::WRITABLE, || wire::send(socket, &call, &[])).await {
+                    // Too long: nothing was sent, and who asked is told that nobody answers.
+                    Err(error) if error.kind() == io::ErrorKind::InvalidInput => drop(waiting.remove(&seq)),
+                    sent => sent?,
+                }
             }
             message = socket.async_io(Interest::READABLE, || wire::receive::<HostMessage>(socket)) => {
                 match message? {

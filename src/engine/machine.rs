@@ -314,10 +314,12 @@ impl Machine {
 /// Opens the saved state of the very same machine.
 fn saved_state_of(spec: &GuestSpec, file: File) -> io::Result<Reader> {
     let reader = Reader::open(file)?;
-    // What a single start does otherwise is over, and limits may change at any time.
+    // What a single start does otherwise is over; limits, the boot order and the medium in the drive may change at any time; and disks
+    // are where their slots say, in whatever order they came.
     let lasting = |spec: &GuestSpec| {
-        let mut spec = GuestSpec { first_boot: None, ..spec.with_slots() };
+        let mut spec = GuestSpec { first_boot: None, cd: false, boot_order: Vec::new(), ..spec.with_slots() };
         spec.disks.iter_mut().for_each(|disk| disk.limit = RateLimit::default());
+        spec.disks.sort_by_key(|disk| disk.slot);
         spec
     };
     if lasting(reader.spec()) != lasting(spec) {

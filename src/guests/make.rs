@@ -41,6 +41,11 @@ impl Guests {
     ///
     /// `who` is for the audit trail. Errors: `Invalid` at its field, `NoCapacity`; nothing is made then.
     pub async fn create(&self, who: &str, wanted: CreateGuest) -> Result<(Guest, Vec<String>)> {
+        let (guests, who) = (self.clone(), who.to_owned());
+        self.to_its_end(async move { guests.create_now(&who, wanted).await }).await
+    }
+
+    async fn create_now(&self, who: &str, wanted: CreateGuest) -> Result<(Guest, Vec<String>)> {
         let name: Name = wanted.name.parse().map_err(|bad| Error::invalid("name", format!("{bad}")))?;
         let network = match &wanted.network {
             Some(text) => text.parse().map_err(|bad| Error::invalid("network", format!("{bad}")))?,
@@ -109,6 +114,11 @@ impl Guests {
     ///
     /// Errors: `Conflict` while it runs, `Invalid` at its field, `NoCapacity`; nothing is changed then.
     pub async fn change(&self, who: &str, id: &Id, wanted: ChangeGuest) -> Result<(Guest, Vec<String>)> {
+        let (guests, who, id) = (self.clone(), who.to_owned(), id.clone());
+        self.to_its_end(async move { guests.change_now(&who, &id, wanted).await }).await
+    }
+
+    async fn change_now(&self, who: &str, id: &Id, wanted: ChangeGuest) -> Result<(Guest, Vec<String>)> {
         let supervisor = self.supervisor_of(id)?;
         let _busy = supervisor.busy.lock().await;
         if supervisor.status().state.is_live() {
@@ -138,6 +148,11 @@ impl Guests {
     ///
     /// Errors: `Invalid` at `confirm`; `Conflict` while it runs or is being prepared.
     pub async fn delete(&self, who: &str, id: &Id, confirm: &str) -> Result<()> {
+        let (guests, who, id, confirm) = (self.clone(), who.to_owned(), id.clone(), confirm.to_owned());
+        self.to_its_end(async move { guests.delete_now(&who, &id, &confirm).await }).await
+    }
+
+    async fn delete_now(&self, who: &str, id: &Id, confirm: &str) -> Result<()> {
         let supervisor = self.supervisor_of(id)?;
         let _busy = supervisor.busy.lock().await;
         self.must_rest(id, "deleted")?;

@@ -25,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::UnixStream, runtime::Handle, sync::mpsc};
+use tokio::{io::AsyncReadExt, net::UnixStream, runtime::Handle, sync::mpsc};
 
 use self::{
     lifecycle::{Event, State},
@@ -62,6 +62,8 @@ const SCREENSHOTS_MAX: usize = 64;
 const MEMORY_KEPT_MIN: u64 = 32 << 20;
 /// The end of a guest's log that is shown.
 pub const LOG_TAIL_BYTES: u64 = 64 << 10;
+/// More than an engine keeps of a guest's serial console.
+const SCROLLBACK_BYTES_MAX: u64 = 4 << 20;
 
 /// The service. Cheap to clone.
 #[derive(Clone)]
@@ -279,7 +281,17 @@ impl Guests {
         if event == Event::Start || event == Event::Resume && suspended {
             return self.start_once(id, None).await;
         }
-        supervisor.ask(event.clone(), None).await?;
+        {
+            let _busy = match event {
+                Event::Suspend => {
+                    let busy = supervisor.busy.lock().await;
+                    self.may_be_suspended(&supervisor, id).await?;
+                    Some(busy)
+                }
+                _ => None,
+            };
+            supervisor.ask(event.clone(), None).await?;
+        }
         match event {
             Event::Pause => drop(supervisor.wait_for(SETTLE, |status| status.state != State::Running).await),
             Event::Resume => drop(supervisor.wait_for(SETTLE, |status| status.state != State::Paused).await),
@@ -320,6 +332,17 @@ impl Guests {
     ///
     /// Errors: `NotFound` for an image that is not there; what the engine says; nothing is changed then.
     pub async fn change_cd(&self, id: &Id, image: Option<&str>) -> Result<()> {
+        let (guests, id, image) = (self.clone(), id.clone(), image.map(str::to_owned));
+        self.to_its_end(async move { guests.change_cd_now(&id, image.as_deref()).await }).await
+    }
+
+    /// Does something in several steps, whoever waits for it or has stopped waiting: a browser that goes away leaves nothing half done.
+    async fn to_its_end<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+        let done = self.0.around.runtime.spawn(work).await;
+        done.unwrap_or_else(|error| Err(Error::internal("The change was not completed.", error)))
+    }
+
+    async fn change_cd_now(&self, id: &Id, image: Option<&str>) -> Result<()> {
         let supervisor = self.supervisor_of(id)?;
         let _busy = supervisor.busy.lock().await;
         let image = match image.filter(|image| !image.is_empty()) {
@@ -467,7 +490,11 @@ impl Guests {
     /// What a guest that is off had on its serial console when it ended in order.
     pub async fn last_scrollback(&self, id: &Id) -> Option<Vec<u8>> {
         let path = self.0.state_dir.join("guests").join(id.as_str()).join("scrollback");
-        tokio::fs::read(path).await.ok()
+        let mut kept = Vec::new();
+        // The engine wrote it, and whoever took it over may have written anything.
+        let file = tokio::fs::File::open(path).await.ok()?;
+        file.take(SCROLLBACK_BYTES_MAX).read_to_end(&mut kept).await.ok()?;
+        Some(kept)
     }
 
     /// Follows what a guest does; closed when it is deleted.

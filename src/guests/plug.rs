@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Guest, Guests, disks, make, no_engine, supervisor::Supervisor};
 use crate::{
     api::ChangeGuest,
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     guests::launch::{attachment_of, disk_spec, spec_of},
     spec::NetworkModel,
     store::{
@@ -19,6 +19,8 @@ use crate::{
 
 /// So long a guest is waited for that was asked to let go of something. It may take longer, or never do it.
 const LET_GO: Duration = Duration::from_secs(10);
+/// How long the engine may take to plug and unplug: its threads wait for the host's disks first.
+const PLUG_REPLY: Duration = Duration::from_secs(60);
 
 impl Guests {
     /// Changes a guest that runs: disks on virtio or NVMe and the network card come and go. `busy` is held by the caller.
@@ -66,6 +68,10 @@ impl Guests {
             .await?;
         for (at, disk) in empty.iter().enumerate() {
             if let Err(error) = self.attach(id, disk).await {
+                // It may still take it, late; if not, the next start does.
+                if error.kind() == ErrorKind::Unavailable {
+                    return Err(error);
+                }
                 // Nor do the ones come that would have followed.
                 let following = empty.iter().skip(at).chain(copies.iter().map(|plan| &plan.row));
                 let gone: Vec<Id> = following.map(|disk| disk.id.clone()).collect();
@@ -97,8 +103,12 @@ impl Guests {
         let status = supervisor.status();
         if status.has_card() {
             let detach = EngineAction::Detach(PluggedDevice::Network(row.mac));
-            status.client.ok_or_else(no_engine)?.call(detach, None).await?;
-            if supervisor.wait_for(LET_GO, |status| !status.has_card()).await.has_card() {
+            status.client.ok_or_else(no_engine)?.call_within(PLUG_REPLY, detach, None).await?;
+            let after = supervisor.wait_for(LET_GO, |status| !status.has_card()).await;
+            if after.plugged.is_none() {
+                return Err(Error::conflict("The guest has ended meanwhile. Its network is as it was."));
+            }
+            if after.has_card() {
                 let text = "The guest was asked to let go of its network card, and uses it still. When it has, it has no network, and can be \
                             given another. A reset or a shutdown takes the card out at once.";
                 return Err(Error::conflict(text));
@@ -109,8 +119,38 @@ impl Guests {
         self.set_card(&row, mode, model).await?;
         let card = GuestRow { network: wanted.network.clone(), network_model: model, ..row.clone() };
         if let Err(error) = self.attach_card(supervisor, &card).await {
+            // It may still take it, late.
+            if error.kind() == ErrorKind::Unavailable {
+                return Err(error);
+            }
             self.set_card(&row, NetworkMode::None, model).await?;
             return Err(Error::new(error.kind(), format!("The guest has no network card now: {error}")));
+        }
+        Ok(())
+    }
+
+    /// Whether the guest can go on from what it has now: with other disks or another card than its rows say it could not.
+    ///
+    /// Errors: `Conflict`, and what to do.
+    pub(super) async fn may_be_suspended(&self, supervisor: &Supervisor, guest: &Id) -> Result<()> {
+        if self.preparing().contains_key(guest) {
+            return Err(make::being_prepared());
+        }
+        let status = supervisor.status();
+        if status.plugged.is_none() {
+            return Ok(());
+        }
+        let Guest { row, disks, .. } = self.get(guest.as_str()).await?;
+        let mut missing = disks.iter().filter(|disk| disk.bus.has_slots() && !status.has_plugged(&disk.id));
+        if let Some(disk) = missing.next() {
+            let text = format!(
+                "Disk {} comes with the guest's next start: until then it cannot be suspended. Shut it down.",
+                disk.id
+            );
+            return Err(Error::conflict(text));
+        }
+        if (row.network != NetworkMode::None) != status.has_card() {
+            return Err(Error::conflict("The guest's network is being changed. Try again in a moment."));
         }
         Ok(())
     }
@@ -121,12 +161,17 @@ impl Guests {
         let client = supervisor.status().client.ok_or_else(no_engine)?;
         let connect = HostRequest::ConnectNetwork { spec: Box::new(spec), attachment };
         let (_, links) = self.0.around.host.call(connect).await?;
-        client.call(EngineAction::AttachNetwork(network), links).await.map(drop)
+        client.call_within(PLUG_REPLY, EngineAction::AttachNetwork(network), links).await.map(drop)
     }
 
     async fn set_card(&self, row: &GuestRow, mode: NetworkMode, model: NetworkModel) -> Result<()> {
-        let id = row.id.clone();
-        self.0.around.store.writing(move |tx| rows::set_network(tx, &id, &mode, model)).await
+        let (id, order) = (row.id.clone(), row.boot_order.clone());
+        let write = move |tx: &Tx| {
+            rows::set_network(tx, &id, &mode, model)?;
+            // Without a card the network went from it.
+            if mode == NetworkMode::None { Ok(()) } else { rows::set_boot_order(tx, &id, &order) }
+        };
+        self.0.around.store.writing(write).await
     }
 
     /// The disks to take out, all of which can be.
@@ -156,7 +201,7 @@ impl Guests {
         let client = status.client.ok_or_else(no_engine)?;
         let request = HostRequest::OpenDisk { guest: guest.clone(), disk: disk.id.clone() };
         let (_, mut files) = self.0.around.host.call(request).await?;
-        client.call(EngineAction::AttachDisk(disk_spec(disk)), files.pop()).await.map(drop)
+        client.call_within(PLUG_REPLY, EngineAction::AttachDisk(disk_spec(disk)), files.pop()).await.map(drop)
     }
 
     /// Without an engine, what a guest was asked to let go is gone.
@@ -176,8 +221,11 @@ impl Guests {
         };
         mark(true).await?;
         let detach = EngineAction::Detach(PluggedDevice::Disk(disk.id.clone()));
-        if let Err(error) = client.call(detach, None).await {
-            mark(false).await?;
+        if let Err(error) = client.call_within(PLUG_REPLY, detach, None).await {
+            // One that is silent may still do it.
+            if error.kind() != ErrorKind::Unavailable {
+                mark(false).await?;
+            }
             return Err(error);
         }
         let status = supervisor.wait_for(LET_GO, |status| !status.has_plugged(&disk.id)).await;

@@ -328,10 +328,10 @@ impl Task {
 
     async fn start_refused(&mut self, error: &Error) {
         tracing::warn!(guest = %self.guest, error = %error.for_log(), "the engine was not started");
-        if self.saved && error.kind() != ErrorKind::Conflict {
-            return self.not_resumed(error.to_string()).await;
-        }
-        if let Ok((next, _)) = step(self.state(), Event::StartRefused) {
+        if self.saved {
+            // What it is to go on from is whole, and the next start tries again.
+            self.not_resumed(error.to_string()).await;
+        } else if let Ok((next, _)) = step(self.state(), Event::StartRefused) {
             let reason = error.to_string();
             self.keep_failure(&reason).await;
             self.enter(next, Some(reason));

@@ -10,7 +10,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs::{self, File},
+    io::{self, Read},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::PermissionsExt,
@@ -36,6 +37,8 @@ use crate::{
     wire::{Attachment, EndKind, EngineEnd, EngineStart, Handed, Launch, LiveEngine},
 };
 
+/// What an engine says of its end, and much more.
+const END_BYTES_MAX: u64 = 16 << 10;
 /// Engines under root each get a user of their own from this block, far from people's and containers' ids.
 const ENGINE_IDS: std::ops::Range<u32> = 1_900_000_000..1_900_065_536;
 
@@ -322,8 +325,12 @@ impl Engines {
     }
 
     fn end_of(&self, guest: &Id) -> EngineEnd {
-        let text = fs::read(self.folder(guest).join("end.json")).unwrap_or_default();
-        serde_json::from_slice(&text).unwrap_or_else(|_| EngineEnd {
+        // The engine wrote it, and whoever took it over may have written anything.
+        let mut text = Vec::new();
+        let read = File::open(self.folder(guest).join("end.json"))
+            .and_then(|file| file.take(END_BYTES_MAX).read_to_end(&mut text));
+        let end = read.ok().and_then(|_| serde_json::from_slice::<EngineEnd>(&text).ok());
+        end.unwrap_or_else(|| EngineEnd {
             how: EndKind::Killed,
             reason: "the engine ended without a word: it was killed from outside, or the host ran out of memory".into(),
         })

@@ -255,9 +255,16 @@ impl Hostd {
 
     fn send(&mut self, message: &HostMessage, descriptors: &[std::os::fd::BorrowedFd<'_>]) {
         let Some(web) = &self.web else { return };
-        if let Err(error) = wire::send(&web.socket, message, descriptors) {
-            tracing::warn!(%error, "the web role does not listen");
-            self.drop_web();
+        match wire::send(&web.socket, message, descriptors) {
+            Ok(()) => {}
+            // Nothing was sent, and the web role can do nothing about it.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                tracing::error!(%error, "too long for the web role")
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the web role does not listen");
+                self.drop_web();
+            }
         }
     }
 

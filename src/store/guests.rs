@@ -336,6 +336,11 @@ pub fn set_network(tx: &Tx, id: &Id, network: &NetworkMode, model: NetworkModel)
     Ok(())
 }
 
+pub fn set_boot_order(tx: &Tx, id: &Id, order: &[BootFrom]) -> Result<()> {
+    tx.run("UPDATE guests SET boot_order = ?2 WHERE id = ?1", params![id.as_str(), boot_order_column(order)])?;
+    Ok(())
+}
+
 /// The guest has let go of its network card, and does not start from the network any more.
 pub fn forget_network(tx: &Tx, id: &Id) -> Result<()> {
     let Some(mut row) = by_id(tx, id)?.filter(|row| row.network != NetworkMode::None) else { return Ok(()) };

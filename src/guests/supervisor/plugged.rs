@@ -20,8 +20,6 @@ impl Task {
             let guest = guest.clone();
             self.log(self.around.store.writing(move |tx| guests::forget_network(tx, &guest)).await);
         }
-        // After the row, which whoever waits for the card to go writes next.
-        self.change(|status| status.plugged = plugged);
         let slots: Vec<(Id, u8)> = all
             .into_iter()
             .filter_map(|Plugged { device, slot, .. }| match device {
@@ -35,6 +33,8 @@ impl Task {
         });
         self.log(written.await);
         self.forget_left(move |disk| here.contains(disk)).await;
+        // After the rows, which whoever waits for something to go reads or writes next.
+        self.change(|status| status.plugged = plugged);
     }
 
     /// Forgets the disks that were to leave and that `has` says are gone, and their files.

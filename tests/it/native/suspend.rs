@@ -2,7 +2,10 @@
 
 use std::{fs, os::unix::fs::FileExt, path::PathBuf};
 
-use nix::sys::signal::Signal;
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    sys::signal::Signal,
+};
 
 use super::{
     viewer::{GREETING, Picture, Serial, contains},
@@ -81,6 +84,65 @@ fn a_paused_guest_can_be_suspended_and_what_it_shows_is_kept() {
     let mut serial = Serial::open(&world, "t", None);
     serial.type_keys("x");
     serial.expect("x");
+}
+
+#[test]
+fn a_start_that_is_refused_leaves_a_suspended_guest_suspended() {
+    let Some(mut world) = World::new() else { return };
+    world.well("guest create t --test-guest --memory 16M --network none --disk 1M --start");
+    world.wait_for_state("t", "running");
+    let before = suspend(&mut world, "t");
+    let disk = world.show("t")["disks"][0]["id"].as_str().unwrap().to_owned();
+    let path = world.state().join("disks").join(format!("{disk}.raw"));
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    // As another program that reads the disk would, for a copy.
+    let lock = libc_flock();
+    fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+    for _ in 0..2 {
+        let refused = world.output("guest start t");
+        assert_eq!(refused.code, 1, "{}", refused.out);
+        assert_eq!(world.show("t")["state"], "suspended", "{}", refused.err);
+        assert!(suspended(&world, "t").exists());
+        assert!(world.output("guest set t --memory 32M").err.contains("suspended"));
+    }
+    drop(file);
+    world.well("guest start t");
+    goes_on(&mut world, "t", &before);
+}
+
+fn libc_flock() -> nix::libc::flock {
+    nix::libc::flock {
+        l_type: nix::libc::F_WRLCK as i16,
+        l_whence: nix::libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+#[test]
+fn a_guest_whose_medium_and_disks_were_changed_goes_on() {
+    let Some(mut world) = World::new() else { return };
+    let mut disc = [0; 64 << 10];
+    disc[0x8000..0x8006].copy_from_slice(b"\x01CD001");
+    let disc = world.file("disc.iso", &disc);
+    let image = world.file("small.raw", &[7; 1 << 20]);
+    let (disc, image) = (disc.to_str().unwrap(), image.to_str().unwrap());
+    world.well(&format!("guest create t --test-guest --memory 16M --network none --cdrom {disc} --start"));
+    world.wait_for_state("t", "running");
+    world.well("guest cd t --eject");
+    // The one that is copied comes later than the one behind it.
+    world.well(&format!("guest set t --add-disk {image} --add-disk 1M"));
+    world.wait("both disks are there", |world| {
+        world.show("t")["disks"].as_array().unwrap().iter().all(|disk| disk["ready"] == true)
+    });
+    let before = suspend(&mut world, "t");
+    world.well("guest start t");
+    goes_on(&mut world, "t", &before);
+    world.well(&format!("guest cd t {disc}"));
+    let before = suspend(&mut world, "t");
+    world.well("guest start t");
+    goes_on(&mut world, "t", &before);
 }
 
 #[test]
