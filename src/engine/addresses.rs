@@ -3,10 +3,13 @@
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 /// Kept; the oldest goes first.
 const ADDRESSES_MAX: usize = 8;
+/// Between two changes of a full list.
+const BETWEEN: Duration = Duration::from_secs(1);
 /// Ethernet header and as much of ARP or IPv6 as is looked at.
 pub const LOOK_BYTES: usize = 14 + 40;
 const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
@@ -19,8 +22,14 @@ pub type AddressSink = Arc<dyn Fn(Vec<String>) + Send + Sync>;
 /// Clones watch the same guest: each pair of a card's queues has one.
 #[derive(Clone)]
 pub struct AddressWatch {
-    known: Arc<Mutex<Vec<String>>>,
+    known: Arc<Mutex<Known>>,
     sink: AddressSink,
+}
+
+#[derive(Default)]
+struct Known {
+    addresses: Vec<String>,
+    told: Option<Instant>,
 }
 
 impl AddressWatch {
@@ -39,15 +48,20 @@ impl AddressWatch {
         }
         let Some(address) = address_of(&beginning) else { return };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.contains(&address) {
+        if known.addresses.contains(&address) {
             return;
         }
-        if known.len() == ADDRESSES_MAX {
-            known.remove(0);
+        if known.addresses.len() == ADDRESSES_MAX {
+            // A guest that has more than we keep does not keep us busy; its next frame says the same.
+            if known.told.is_some_and(|told| told.elapsed() < BETWEEN) {
+                return;
+            }
+            known.addresses.remove(0);
         }
-        known.push(address);
+        known.addresses.push(address);
+        known.told = Some(Instant::now());
         // Under the lock, so that lists come in their order.
-        (self.sink)(known.clone());
+        (self.sink)(known.addresses.clone());
     }
 }
 
@@ -96,5 +110,23 @@ mod tests {
             watch.see(&frame);
         }
         assert_eq!(*seen.lock().unwrap(), [vec!["10.0.0.9".to_owned()], vec!["10.0.0.9".into(), "fd00::7".into()]]);
+    }
+
+    #[test]
+    fn a_guest_that_makes_up_addresses_is_not_told_of_each() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&told);
+        let watch = AddressWatch::new(Arc::new(move |list| sink.lock().unwrap().push(list)));
+        let start = Instant::now();
+        for number in 0..100_000u32 {
+            let [_, _, high, low] = number.to_be_bytes();
+            watch.see(&arp([10, 0, high, low]));
+        }
+        let most = ADDRESSES_MAX as u64 + start.elapsed().as_secs() + 1;
+        assert!((ADDRESSES_MAX as u64..=most).contains(&(told.lock().unwrap().len() as u64)));
+        // A second later the next one is.
+        watch.known.lock().unwrap().told = start.checked_sub(BETWEEN);
+        watch.see(&arp([192, 168, 1, 2]));
+        assert_eq!(told.lock().unwrap().last().unwrap().last().unwrap(), "192.168.1.2");
     }
 }

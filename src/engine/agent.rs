@@ -31,6 +31,8 @@ const TEXT_MAX: usize = 128;
 const FLUSH: u8 = 0xff;
 /// Of the thread that waits for the end of a freeze.
 const THAW_STACK_BYTES: usize = 64 << 10;
+/// Between two tries to thaw what the guest holds longer than it may.
+const THAW_AGAIN: Duration = Duration::from_secs(1);
 
 /// Told that `Agent::news` has something else to say; not again before that is asked for.
 pub type AgentSink = Arc<dyn Fn() + Send + Sync>;
@@ -145,8 +147,11 @@ impl Agent {
         let (hold, held) = channel();
         let agent = self.clone();
         let waiting = std::thread::Builder::new().name("thaw".into()).stack_size(THAW_STACK_BYTES).spawn(move || {
-            if held.recv_timeout(longest) == Err(RecvTimeoutError::Timeout) {
+            // The guest may still be busy with freezing then, or refuse: until they are thawed nothing in it can write.
+            let mut wait = longest;
+            while held.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
                 agent.thaw(Box::new(|_| {}));
+                wait = THAW_AGAIN;
             }
         });
         if let Err(error) = waiting {
@@ -552,6 +557,26 @@ mod tests {
             std::thread::sleep(Duration::from_millis(5));
         }
         assert!(rig.sent().contains("guest-fsfreeze-thaw"));
+        rig.say("{\"return\": 1}\n");
+        assert!(!rig.agent.is_frozen());
+    }
+
+    #[test]
+    fn a_freeze_that_takes_longer_than_it_may_is_thawed_when_it_is_done() {
+        let mut rig = rig();
+        rig.connect();
+        rig.say("{\"return\": {}}\n{\"return\": {}}\n{\"return\": {}}\n");
+        rig.agent.freeze(Duration::from_millis(1), Box::new(|_| {}));
+        // It is tried in vain meanwhile.
+        std::thread::sleep(Duration::from_millis(200));
+        rig.say("{\"return\": 1}\n");
+        assert!(rig.agent.is_frozen());
+        for _ in 0..1000 {
+            if rig.agent.lock().asked.front() == Some(&Question::Thaw) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         rig.say("{\"return\": 1}\n");
         assert!(!rig.agent.is_frozen());
     }

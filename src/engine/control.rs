@@ -11,7 +11,7 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
-        mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel},
+        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
     },
     time::Duration,
 };
@@ -79,7 +79,23 @@ pub struct Announcer(Arc<Mutex<Audience>>);
 
 struct Audience {
     hello: Hello,
-    listeners: Vec<SyncSender<Vec<u8>>>,
+    listeners: Vec<Listener>,
+}
+
+/// Where a connection's words go. One that takes no more is ended: it would miss something, and comes again to hear all.
+struct Listener {
+    to: SyncSender<Vec<u8>>,
+    stream: UnixStream,
+}
+
+impl Listener {
+    fn tell(&self, bytes: Vec<u8>) -> bool {
+        let told = self.to.try_send(bytes).is_ok();
+        if !told {
+            let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        }
+        told
+    }
 }
 
 impl Announcer {
@@ -92,9 +108,7 @@ impl Announcer {
         let mut audience = self.lock();
         change(&mut audience.hello);
         let bytes = line(message);
-        audience.listeners.retain(|to| {
-            !matches!(to.try_send(bytes.clone()), Err(TrySendError::Full(_) | TrySendError::Disconnected(_)))
-        });
+        audience.listeners.retain(|listener| listener.tell(bytes.clone()));
     }
 
     /// What newcomers are told now.
@@ -102,11 +116,11 @@ impl Announcer {
         self.lock().hello.clone()
     }
 
-    fn join(&self, to: SyncSender<Vec<u8>>) {
+    fn join(&self, listener: Listener) {
         let mut audience = self.lock();
         let hello = line(&EngineMessage::Hello(audience.hello.clone()));
-        if to.try_send(hello).is_ok() {
-            audience.listeners.push(to);
+        if listener.tell(hello) {
+            audience.listeners.push(listener);
         }
     }
 
@@ -167,27 +181,114 @@ fn connection(stream: &UnixStream, orders: &Sender<Order>, announcer: &Announcer
         }
         let _ = writer.shutdown(std::net::Shutdown::Both);
     })?;
-    announcer.join(to.clone());
+    announcer.join(Listener { to: to.clone(), stream: stream.try_clone()? });
     let mut pending = Vec::new();
     let mut files: Vec<OwnedFd> = Vec::new();
+    // So many messages come before the one that they belong to.
+    let mut others = 0;
     let mut bytes = vec![0; 8 << 10];
     loop {
         let (count, descriptors) = receive_bytes(stream, &mut bytes)?;
         if count == 0 {
             return Ok(());
         }
-        files.extend(descriptors);
         pending.extend_from_slice(bytes.get(..count).unwrap_or_default());
+        if !descriptors.is_empty() {
+            // The kernel ends a read behind the bytes that descriptors came with: they belong to the message of the last byte.
+            let ends = pending.iter().filter(|byte| **byte == b'\n').count();
+            others = ends - usize::from(pending.ends_with(b"\n"));
+            files.extend(descriptors);
+        }
         while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
             let request: EngineRequest = serde_json::from_slice(pending.get(..end).unwrap_or_default())?;
             pending.drain(..=end);
+            let files = if others == 0 { std::mem::take(&mut files) } else { Vec::new() };
+            others = others.saturating_sub(1);
             let answer = Answer { id: request.id, to: to.clone() };
-            orders
-                .send(Order::Request { action: request.action, files: std::mem::take(&mut files), answer })
-                .map_err(io::Error::other)?;
+            orders.send(Order::Request { action: request.action, files, answer }).map_err(io::Error::other)?;
         }
         if pending.len() > MESSAGE_BYTES_MAX {
             return Err(io::ErrorKind::InvalidData.into());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read, os::fd::AsFd};
+
+    use super::*;
+    use crate::{
+        types::Id,
+        wire::{Observed, PROTOCOL, send_bytes},
+    };
+
+    fn hello() -> Hello {
+        Hello {
+            protocol: PROTOCOL,
+            version: String::new(),
+            guest: Id::random(),
+            pid: 1,
+            observed: Observed::Running,
+            started_ms: 0,
+            cd_present: false,
+            addresses: Vec::new(),
+            crashed: false,
+            agent: None,
+            balloon_bytes: 0,
+            plugged: None,
+        }
+    }
+
+    fn socket(folder: &tempfile::TempDir) -> (UnixListener, UnixStream) {
+        let path = folder.path().join("control.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let client = UnixStream::connect(path).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        (listener, client)
+    }
+
+    #[test]
+    fn a_file_goes_to_the_request_that_it_came_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let (listener, client) = socket(&folder);
+        let file = tempfile::tempfile().unwrap();
+        let request = |id: u64, action: EngineAction| {
+            let mut bytes = serde_json::to_vec(&EngineRequest { id, action }).unwrap();
+            bytes.push(b'\n');
+            bytes
+        };
+        // All of them wait when the engine looks for the first time, and are read as one as far as the kernel likes.
+        for id in 0..3 {
+            send_bytes(&client, &request(2 * id, EngineAction::Statistics), &[]).unwrap();
+            send_bytes(&client, &request(2 * id + 1, EngineAction::ChangeCd), &[file.as_fd()]).unwrap();
+        }
+        let (orders, inbox) = orders();
+        serve(listener, orders, Announcer::new(hello())).unwrap();
+        for number in 0..6 {
+            let Ok(Order::Request { action, files, .. }) = inbox.recv_timeout(Duration::from_secs(20)) else {
+                panic!("request {number} did not come");
+            };
+            let with_file = matches!(action, EngineAction::ChangeCd);
+            assert_eq!((files.len(), number % 2 == 1), (usize::from(with_file), with_file), "request {number}");
+        }
+    }
+
+    #[test]
+    fn a_listener_that_misses_news_is_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let (listener, mut client) = socket(&folder);
+        let announcer = Announcer::new(hello());
+        serve(listener, orders().0, announcer.clone()).unwrap();
+        // Until it has joined.
+        client.read_exact(&mut [0]).unwrap();
+        let news = EngineMessage::Addresses(vec!["10.0.0.1".repeat(1000)]);
+        for _ in 0..10 * WAITING_MAX {
+            announcer.say(|_| {}, &news);
+        }
+        assert!(announcer.lock().listeners.is_empty());
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).unwrap();
+        assert!(rest.len() < 10 * WAITING_MAX * 8000);
     }
 }
