@@ -137,6 +137,8 @@ impl Vhost {
             checked(unsafe { libc::ioctl(self.fd.as_raw_fd(), SET_OWNER) })?;
             self.owned = true;
         }
+        // Of a driver before this one.
+        self.errors.clear();
         self.set(SET_FEATURES, &(accepted & RING_FEATURES))?;
         self.set_memory(ram)?;
         for (index, (ring, call)) in rings.iter().zip(&self.calls).enumerate() {

@@ -52,6 +52,8 @@ const BLOB_TYPES: [u32; 3] = [1, 2, 3];
 /// All blobs of one TPM together; a usual one has 10 KiB.
 pub(super) const BLOB_BYTES_MAX: usize = 256 << 10;
 
+/// How long it may take to give its whole state: the guest stands still meanwhile.
+const BLOBS_TIME: Duration = Duration::from_secs(20);
 /// How long an answer on the control channel may take while no command runs. Milliseconds are usual.
 const CONTROL_TIME: Duration = if cfg!(fuzzing) {
     Duration::ZERO
@@ -138,8 +140,12 @@ impl Emulator {
     pub(super) fn blobs(&mut self) -> io::Result<Blobs> {
         let mut blobs = Blobs::default();
         let mut left = BLOB_BYTES_MAX;
+        let deadline = Instant::now() + BLOBS_TIME;
         for (kind, blob) in BLOB_TYPES.into_iter().zip(&mut blobs) {
             loop {
+                if Instant::now() > deadline {
+                    return Err(wrong("it takes too long to give its state"));
+                }
                 self.send_numbers(&[control::GET_STATEBLOB, 0, kind, blob.bytes.len() as u32])?;
                 let [result] = self.numbers()?;
                 if result != 0 && result & RESULT_NOT_FATAL == 0 {

@@ -11,6 +11,8 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags};
 
+use virtio_bindings::virtio_net::VIRTIO_NET_F_GUEST_CSUM;
+
 use super::{Pair, Session};
 use crate::engine::{
     event::Event,
@@ -57,7 +59,9 @@ impl Pair {
     pub(super) fn hand_over(&mut self, session: &mut Session<'_>, stop: &Stop) -> Result<(), Malformed> {
         let Some(mut vhost) = self.vhost.take() else { return Ok(()) };
         // A frame that is held would come after the next ones.
-        let can = vhost.can_serve(session.features) && !self.backend.holds_frame();
+        // The kernel says of frames that their checksums are right, which a driver without this does not expect.
+        let checked = self.settings.offloads(session.features) & 1 << VIRTIO_NET_F_GUEST_CSUM != 0;
+        let can = checked && vhost.can_serve(session.features) && !self.backend.holds_frame();
         let served = if can { self.serve_by(&mut vhost, session, stop) } else { Ok(true) };
         // What went wrong once is not tried again: closed, the kernel lets go of the queues in any case.
         self.vhost = Some(vhost).filter(|_| served == Ok(true));
@@ -91,15 +95,18 @@ impl Pair {
         let mut carried = used_by_kernel(session);
         loop {
             let [rx, tx] = calls.passed_on();
-            let [errors, control, news, cut] =
+            let [broken, command, change, cut] =
                 [vhost.errors(), control, news, &calls.cut].map(|event| PollFd::new(event, PollFlags::IN));
-            let Some(ready) = stop.wait_ready_for(&[rx, tx, errors, control, news, cut], QUIET) else { return true };
+            let Some(ready) = stop.wait_ready_for(&[rx, tx, broken, command, change, cut], QUIET) else { return true };
             tell(vhost, session);
             if ready.has(2) {
                 vhost.errors().clear();
                 return false;
             }
             if ready.has(3) || ready.has(4) {
+                // They are looked at next; uncleared they would end the next handover at once.
+                control.clear();
+                news.clear();
                 return true;
             }
             if ready.has(5) {

@@ -134,13 +134,21 @@ impl Net {
             offered |= 1 << VIRTIO_NET_F_MTU;
         }
         let settings = Settings::new(mac, links.len(), taps)?;
-        let mut workers = Vec::new();
-        for (number, link) in links.into_iter().enumerate() {
+        let mut worker = |(number, link)| {
             let backend = NetBackend::new(link, backend, watch.clone())?;
             let vhost = vhosts.next().map(Vhost::new).transpose()?;
             let (settings, load, chain) = (Arc::clone(&settings), Load::default(), Chain::default());
-            let pair = Pair { number, backend, settings, vhost, load, chain };
-            workers.push(Worker::spawn("net", pair)?);
+            Worker::spawn("net", Pair { number, backend, settings, vhost, load, chain })
+        };
+        let mut workers = Vec::new();
+        for link in links.into_iter().enumerate() {
+            match worker(link) {
+                Ok(worker) => workers.push(worker),
+                Err(error) => {
+                    workers.iter().for_each(Worker::end);
+                    return Err(error);
+                }
+            }
         }
         Ok(Net { workers, settings, offered, mtu: mtu.unwrap_or_default() })
     }
@@ -294,10 +302,8 @@ impl Pair {
         let mut look = EVERYWHERE;
         loop {
             self.tell_changes(session);
-            let mut more = false;
-            if look.control {
-                more |= self.control(session)?;
-            }
+            let commands = look.control && self.control(session)?;
+            let mut more = commands;
             let sent = if look.tx { self.transmit(session)? } else { Sent::default() };
             if look.rx || sent.bytes > ANSWERED_BYTES {
                 more |= self.receive(session)?;
@@ -308,7 +314,8 @@ impl Pair {
             if stop.asked() {
                 return Ok(Served::Stopped);
             }
-            if self.load.add(self.backend.take_carried()) && self.carries() {
+            // Nobody would kick for commands that wait already.
+            if self.load.add(self.backend.take_carried()) && self.carries() && !commands {
                 self.hand_over(session, stop)?;
                 look = EVERYWHERE;
                 continue;
