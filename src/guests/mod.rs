@@ -328,46 +328,10 @@ impl Guests {
         Ok(())
     }
 
-    /// Puts a medium into the drive or takes it out, also while the guest runs.
-    ///
-    /// Errors: `NotFound` for an image that is not there; what the engine says; nothing is changed then.
-    pub async fn change_cd(&self, id: &Id, image: Option<&str>) -> Result<()> {
-        let (guests, id, image) = (self.clone(), id.clone(), image.map(str::to_owned));
-        self.to_its_end(async move { guests.change_cd_now(&id, image.as_deref()).await }).await
-    }
-
     /// Does something in several steps, whoever waits for it or has stopped waiting: a browser that goes away leaves nothing half done.
     async fn to_its_end<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
         let done = self.0.around.runtime.spawn(work).await;
         done.unwrap_or_else(|error| Err(Error::internal("The change was not completed.", error)))
-    }
-
-    async fn change_cd_now(&self, id: &Id, image: Option<&str>) -> Result<()> {
-        let supervisor = self.supervisor_of(id)?;
-        let _busy = supervisor.busy.lock().await;
-        let image = match image.filter(|image| !image.is_empty()) {
-            Some(image) => {
-                let image = image.to_owned();
-                Some(self.0.around.store.reading(move |tx| make::ready_image(tx, &image, "image")).await?)
-            }
-            None => None,
-        };
-        let status = supervisor.status();
-        if status.state == State::Suspended {
-            return Err(Error::conflict("The guest is suspended. Its CD can be changed when it runs again."));
-        }
-        if status.state.is_live() {
-            let client = status.client.ok_or_else(no_engine)?;
-            let medium = match &image {
-                Some(image) => Some(self.open(launch::place_of(image)).await?),
-                None => None,
-            };
-            client.call(EngineAction::ChangeCd, medium).await?;
-        }
-        let (guest, image) = (id.clone(), image.map(|image| image.id));
-        self.0.around.store.writing(move |tx| rows::set_cd(tx, &guest, image.as_ref())).await?;
-        self.0.around.changes.tell(crate::changes::Change::Guest(id.clone()));
-        Ok(())
     }
 
     /// Has a running guest keep so much of its memory and give the rest back to the host, until it is told otherwise or starts anew.

@@ -1,8 +1,8 @@
-//! Disks and the network card that a running guest gets and gives back.
+//! Disks, the medium in the CD drive and the network card that a running guest gets and gives back.
 
 use std::time::Duration;
 
-use super::{Guest, Guests, disks, make, no_engine, supervisor::Supervisor};
+use super::{Guest, Guests, disks, launch, lifecycle::State, make, no_engine, supervisor::Supervisor};
 use crate::{
     api::ChangeGuest,
     error::{Error, ErrorKind, Result},
@@ -23,6 +23,42 @@ const LET_GO: Duration = Duration::from_secs(10);
 const PLUG_REPLY: Duration = Duration::from_secs(60);
 
 impl Guests {
+    /// Puts a medium into the drive or takes it out, also while the guest runs.
+    ///
+    /// Errors: `NotFound` for an image that is not there; what the engine says; nothing is changed then.
+    pub async fn change_cd(&self, id: &Id, image: Option<&str>) -> Result<()> {
+        let (guests, id, image) = (self.clone(), id.clone(), image.map(str::to_owned));
+        self.to_its_end(async move { guests.change_cd_now(&id, image.as_deref()).await }).await
+    }
+
+    async fn change_cd_now(&self, id: &Id, image: Option<&str>) -> Result<()> {
+        let supervisor = self.supervisor_of(id)?;
+        let _busy = supervisor.busy.lock().await;
+        let image = match image.filter(|image| !image.is_empty()) {
+            Some(image) => {
+                let image = image.to_owned();
+                Some(self.0.around.store.reading(move |tx| make::ready_image(tx, &image, "image")).await?)
+            }
+            None => None,
+        };
+        let status = supervisor.status();
+        if status.state == State::Suspended {
+            return Err(Error::conflict("The guest is suspended. Its CD can be changed when it runs again."));
+        }
+        if status.state.is_live() {
+            let client = status.client.ok_or_else(no_engine)?;
+            let medium = match &image {
+                Some(image) => Some(self.open(launch::place_of(image)).await?),
+                None => None,
+            };
+            client.call(EngineAction::ChangeCd, medium).await?;
+        }
+        let (guest, image) = (id.clone(), image.map(|image| image.id));
+        self.0.around.store.writing(move |tx| rows::set_cd(tx, &guest, image.as_ref())).await?;
+        self.0.around.changes.tell(crate::changes::Change::Guest(id.clone()));
+        Ok(())
+    }
+
     /// Changes a guest that runs: disks on virtio or NVMe and the network card come and go. `busy` is held by the caller.
     ///
     /// Errors: as `change`. A disk that the guest does not let go at once is no error but a warning.
