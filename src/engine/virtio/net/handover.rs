@@ -58,8 +58,8 @@ impl Pair {
     /// Errors: the driver broke the rules.
     pub(super) fn hand_over(&mut self, session: &mut Session<'_>, stop: &Stop) -> Result<(), Malformed> {
         let Some(mut vhost) = self.vhost.take() else { return Ok(()) };
-        // A frame that is held would come after the next ones.
-        // The kernel says of frames that their checksums are right, which a driver without this does not expect.
+        // The kernel says of frames that their checksums are right, which a driver without this does not expect. A frame that is held
+        // would come after the next ones.
         let checked = self.settings.offloads(session.features) & 1 << VIRTIO_NET_F_GUEST_CSUM != 0;
         let can = checked && vhost.can_serve(session.features) && !self.backend.holds_frame();
         let served = if can { self.serve_by(&mut vhost, session, stop) } else { Ok(true) };
@@ -110,6 +110,10 @@ impl Pair {
                 return true;
             }
             if ready.has(5) {
+                calls.disconnect();
+            }
+            // A vector that was masked when it was cut may be open when it is used next.
+            if ready.has(0) || ready.has(1) || ready.has(5) {
                 calls.connect();
             }
             if ready.is_none() {
@@ -141,11 +145,12 @@ impl<'a> Calls<'a> {
         Ok(calls)
     }
 
+    /// Those that are not.
     fn connect(&mut self) {
-        self.disconnect();
-        self.cut.clear();
         for ((connected, call), queue) in self.connected.iter_mut().zip(self.vhost.calls()).zip(self.queues) {
-            *connected = self.interrupts.connect(queue, call, &self.cut);
+            if connected.is_none() {
+                *connected = self.interrupts.connect(queue, call, &self.cut);
+            }
         }
     }
 
@@ -153,6 +158,8 @@ impl<'a> Calls<'a> {
         for id in self.connected.iter_mut().filter_map(Option::take) {
             self.interrupts.disconnect(id);
         }
+        // It tells of our own, too.
+        self.cut.clear();
     }
 
     /// To wait for: those that KVM does not send.
