@@ -39,6 +39,8 @@ const FOLDER: &str = "images";
 /// Pieces of an upload that wait for the disk.
 const PIECES_WAITING: usize = 8;
 const SHA256_LEN: usize = 64;
+/// PATH_MAX of the kernel: no file has a longer path.
+const PATH_BYTES_MAX: usize = 4096;
 
 /// An image with the names of the guests that use it.
 #[derive(Debug, Clone)]
@@ -190,6 +192,9 @@ impl Images {
         let path = path.trim().to_owned();
         if !path.starts_with('/') || path.contains('\0') {
             return Err(Error::invalid("path", "A path on the host begins with \"/\"."));
+        }
+        if path.len() > PATH_BYTES_MAX {
+            return Err(Error::invalid("path", "No path is that long."));
         }
         let place = Place::Host(PathBuf::from(&path));
         let (file, size_bytes) = self.0.open_on_host(place).await.map_err(|error| match error.kind() {

@@ -542,6 +542,17 @@ mod tests {
         assert!(!rig.agent.is_frozen(), "a guest that starts again has thawed");
     }
 
+    /// Returns when the guest was asked to thaw.
+    fn wait_for_thaw(rig: &Rig) {
+        for _ in 0..1000 {
+            if rig.agent.lock().asked.front() == Some(&Question::Thaw) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("nobody asks for a thaw");
+    }
+
     #[test]
     fn a_freeze_that_everybody_forgets_ends_by_itself() {
         let mut rig = rig();
@@ -550,12 +561,7 @@ mod tests {
         rig.agent.freeze(Duration::from_millis(20), Box::new(|_| {}));
         rig.say("{\"return\": 1}\n");
         rig.sent();
-        for _ in 0..1000 {
-            if rig.agent.lock().asked.front() == Some(&Question::Thaw) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_for_thaw(&rig);
         assert!(rig.sent().contains("guest-fsfreeze-thaw"));
         rig.say("{\"return\": 1}\n");
         assert!(!rig.agent.is_frozen());
@@ -571,12 +577,7 @@ mod tests {
         std::thread::sleep(Duration::from_millis(200));
         rig.say("{\"return\": 1}\n");
         assert!(rig.agent.is_frozen());
-        for _ in 0..1000 {
-            if rig.agent.lock().asked.front() == Some(&Question::Thaw) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_for_thaw(&rig);
         rig.say("{\"return\": 1}\n");
         assert!(!rig.agent.is_frozen());
     }

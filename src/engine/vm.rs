@@ -352,11 +352,11 @@ impl MsiSink for Vm {
 
     fn disconnect(&self, event: &Event, number: u32) {
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        // KVM's table keeps the message until the next change: nothing leads to it.
-        if let Ok(event) = eventfd(event) {
-            let _ = self.fd.unregister_irqfd(&event, number);
+        // KVM's table keeps the message until the next change: nothing leads to it. A number that something may still lead to, because
+        // this process had no descriptor left, is not used again.
+        if eventfd(event).is_ok_and(|event| self.fd.unregister_irqfd(&event, number).is_ok()) {
+            routes.remove(number);
         }
-        routes.remove(number);
     }
 }
 

@@ -6,6 +6,7 @@ use super::{
     Guest, Guests, disks,
     launch::{boot_from, place_of, spec_of},
     lifecycle::{Event, State},
+    plug::NotPlugged,
     supervisor::Found,
 };
 use crate::{
@@ -339,7 +340,7 @@ impl Job {
                 let attached = files.iter().try_for_each(attach);
                 drop(busy);
                 inner.around.changes.tell(Change::Guest(self.id.clone()));
-                attached.map_err(|error| {
+                attached.map_err(|NotPlugged { error, .. }| {
                     let text = format!("The guest has the disk from its next start; it could not get it now: {error}");
                     Error::new(error.kind(), text)
                 })?;

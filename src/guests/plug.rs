@@ -22,6 +22,27 @@ const LET_GO: Duration = Duration::from_secs(10);
 /// How long the engine may take to plug and unplug: its threads wait for the host's disks first.
 const PLUG_REPLY: Duration = Duration::from_secs(60);
 
+/// Why a running guest did not get something.
+pub(super) struct NotPlugged {
+    pub(super) error: Error,
+    /// The engine was asked and is silent: it may still take it.
+    late: bool,
+}
+
+impl NotPlugged {
+    /// What the engine said, or that it said nothing.
+    fn by_engine(error: Error) -> NotPlugged {
+        NotPlugged { late: error.kind() == ErrorKind::Unavailable, error }
+    }
+}
+
+/// Before the engine was asked.
+impl From<Error> for NotPlugged {
+    fn from(error: Error) -> NotPlugged {
+        NotPlugged { error, late: false }
+    }
+}
+
 impl Guests {
     /// Puts a medium into the drive or takes it out, also while the guest runs.
     ///
@@ -103,13 +124,9 @@ impl Guests {
             })
             .await?;
         for (at, disk) in empty.iter().enumerate() {
-            if let Err(error) = self.attach(id, disk).await {
-                // It may still take it, late; if not, the next start does.
-                if error.kind() == ErrorKind::Unavailable {
-                    return Err(error);
-                }
-                // Nor do the ones come that would have followed.
-                let following = empty.iter().skip(at).chain(copies.iter().map(|plan| &plan.row));
+            if let Err(NotPlugged { error, late }) = self.attach(id, disk).await {
+                // Nor do the ones come that would have followed. One that may come late stays: if not now, it comes with the next start.
+                let following = empty.iter().skip(at + usize::from(late)).chain(copies.iter().map(|plan| &plan.row));
                 let gone: Vec<Id> = following.map(|disk| disk.id.clone()).collect();
                 disks::remove(&self.0.state_dir, &gone);
                 let delete = move |tx: &Tx| gone.iter().try_for_each(|disk| rows::delete_disk(tx, disk));
@@ -154,9 +171,8 @@ impl Guests {
         // Before the engine has it: one that says it has no card is believed, and this forgotten.
         self.set_card(&row, mode, model).await?;
         let card = GuestRow { network: wanted.network.clone(), network_model: model, ..row.clone() };
-        if let Err(error) = self.attach_card(supervisor, &card).await {
-            // It may still take it, late.
-            if error.kind() == ErrorKind::Unavailable {
+        if let Err(NotPlugged { error, late }) = self.attach_card(supervisor, &card).await {
+            if late {
                 return Err(error);
             }
             self.set_card(&row, NetworkMode::None, model).await?;
@@ -186,18 +202,20 @@ impl Guests {
             return Err(Error::conflict(text));
         }
         if (row.network != NetworkMode::None) != status.has_card() {
-            return Err(Error::conflict("The guest's network is being changed. Try again in a moment."));
+            let text = "The guest's network card comes or goes with its next start: until then it cannot be suspended. Shut it down.";
+            return Err(Error::conflict(text));
         }
         Ok(())
     }
 
-    async fn attach_card(&self, supervisor: &Supervisor, card: &GuestRow) -> Result<()> {
+    async fn attach_card(&self, supervisor: &Supervisor, card: &GuestRow) -> Result<(), NotPlugged> {
         let (spec, attachment) = (spec_of(card, &[]), attachment_of(card));
         let (Some(network), Some(attachment)) = (spec.network.clone(), attachment) else { return Ok(()) };
         let client = supervisor.status().client.ok_or_else(no_engine)?;
         let connect = HostRequest::ConnectNetwork { spec: Box::new(spec), attachment };
         let (_, links) = self.0.around.host.call(connect).await?;
-        client.call_within(PLUG_REPLY, EngineAction::AttachNetwork(network), links).await.map(drop)
+        let asked = client.call_within(PLUG_REPLY, EngineAction::AttachNetwork(network), links).await;
+        asked.map(drop).map_err(NotPlugged::by_engine)
     }
 
     async fn set_card(&self, row: &GuestRow, mode: NetworkMode, model: NetworkModel) -> Result<()> {
@@ -229,7 +247,7 @@ impl Guests {
     /// Gives a disk to its guest, if that runs; otherwise its next start does. `busy` is held by the caller.
     ///
     /// Errors: the disk cannot be opened, or what the engine says.
-    pub(super) async fn attach(&self, guest: &Id, disk: &DiskRow) -> Result<()> {
+    pub(super) async fn attach(&self, guest: &Id, disk: &DiskRow) -> Result<(), NotPlugged> {
         let status = self.supervisor_of(guest)?.status();
         if !status.state.is_live() {
             return Ok(());
@@ -237,7 +255,8 @@ impl Guests {
         let client = status.client.ok_or_else(no_engine)?;
         let request = HostRequest::OpenDisk { guest: guest.clone(), disk: disk.id.clone() };
         let (_, mut files) = self.0.around.host.call(request).await?;
-        client.call_within(PLUG_REPLY, EngineAction::AttachDisk(disk_spec(disk)), files.pop()).await.map(drop)
+        let asked = client.call_within(PLUG_REPLY, EngineAction::AttachDisk(disk_spec(disk)), files.pop()).await;
+        asked.map(drop).map_err(NotPlugged::by_engine)
     }
 
     /// Without an engine, what a guest was asked to let go is gone.

@@ -40,7 +40,7 @@ use crate::{
     host::net::Networks,
     state_files::{Owner, prepare_own, prepare_state},
     types::Id,
-    wire::{self, EngineEnd, HostCall, HostMessage},
+    wire::{self, EngineEnd, HostCall, HostMessage, HostRefusal},
 };
 
 /// How long the web role may take to end.
@@ -240,7 +240,11 @@ impl Hostd {
             let (result, descriptors) = requests::answer(self, call.request);
             let message = HostMessage::Answer { seq: call.seq, result };
             let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-            self.send(&message, &borrowed);
+            if !self.send(&message, &borrowed) {
+                let message = "The answer is too long to be sent.".to_owned();
+                let refusal = HostRefusal { kind: ErrorKind::Internal, message };
+                self.send(&HostMessage::Answer { seq: call.seq, result: Err(refusal) }, &[]);
+            }
         }
     }
 
@@ -253,19 +257,21 @@ impl Hostd {
         }
     }
 
-    fn send(&mut self, message: &HostMessage, descriptors: &[std::os::fd::BorrowedFd<'_>]) {
-        let Some(web) = &self.web else { return };
+    /// False for a message that is too long; nothing was sent then. A web role that does not listen is ended.
+    fn send(&mut self, message: &HostMessage, descriptors: &[std::os::fd::BorrowedFd<'_>]) -> bool {
+        let Some(web) = &self.web else { return true };
         match wire::send(&web.socket, message, descriptors) {
             Ok(()) => {}
-            // Nothing was sent, and the web role can do nothing about it.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                tracing::error!(%error, "too long for the web role")
+                tracing::error!(%error, "a message is too long for the web role");
+                return false;
             }
             Err(error) => {
                 tracing::warn!(%error, "the web role does not listen");
                 self.drop_web();
             }
         }
+        true
     }
 
     /// Ends a web role that is of no more use; `check_web` starts another.

@@ -251,8 +251,14 @@ fn a_file_of_the_host_stays_where_it_is() {
     assert_eq!((image["kind"].as_str(), image["host_path"].as_str()), (Some("kernel"), Some(path)));
     let asked = app.asked.lock().unwrap().clone();
     assert!(asked.contains(&HostRequest::OpenFile(Place::Host(path.into()))), "the supervisor opens it: {asked:?}");
-    let cases =
-        [(path, "already, as"), ("/no/such/file", "Cannot open"), ("relative", "begins with"), ("/", "not a file")];
+    let long = format!("/{}", "a/".repeat(2048));
+    let cases = [
+        (path, "already, as"),
+        ("/no/such/file", "Cannot open"),
+        ("relative", "begins with"),
+        ("/", "not a file"),
+        (&long, "No path is that long"),
+    ];
     for (path, word) in cases {
         let answer = client.post("/images/host", &[("path", path), ("name", "other")]);
         assert_eq!(answer.status, 422, "{path}: {}", answer.text());

@@ -110,6 +110,19 @@ fn a_start_that_is_refused_leaves_a_suspended_guest_suspended() {
     goes_on(&mut world, "t", &before);
 }
 
+#[test]
+fn a_network_that_the_host_cannot_make_leaves_a_guest_without_one_that_can_be_suspended() {
+    let Some(mut world) = World::of(Who::Ordinary) else { return };
+    world.test_guest("t", "");
+    let refused = world.output("guest set t --network nat");
+    assert_eq!(refused.code, 1, "{}", refused.out);
+    assert!(refused.err.contains("no network card now"), "{}", refused.err);
+    assert_eq!(world.show("t")["network"]["mode"], "none");
+    let before = suspend(&mut world, "t");
+    world.well("guest start t");
+    goes_on(&mut world, "t", &before);
+}
+
 fn libc_flock() -> nix::libc::flock {
     nix::libc::flock {
         l_type: nix::libc::F_WRLCK as i16,
