@@ -5,7 +5,10 @@ use std::net::UdpSocket;
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
 use super::*;
-use crate::engine::tap::testing::{ip, vhosts, with_a_tap};
+use crate::engine::{
+    tap::testing::{ip, vhosts, with_a_tap},
+    virtio::testing::eventually,
+};
 
 const ALL: Features = VERSION_1 | FEATURES | TAP_FEATURES;
 const HEADERS_BYTES: usize = 14 + 20 + 8;
@@ -230,6 +233,19 @@ fn frames_are_shared_out_over_the_pairs_in_use() {
         }
         driver.start(all);
         receive(&mut driver, 1);
+    });
+}
+
+#[test]
+fn a_tap_that_is_deleted_takes_the_link_down() {
+    with_a_tap(1, |queues| {
+        let mut driver = plug_tap(queues);
+        driver.start(ALL);
+        offer_all(&mut driver, 0);
+        wait_until_it_runs(&mut driver);
+        ip("link delete ik-test");
+        eventually("the news", || status(&mut driver) == 0);
+        send(&mut driver, &frame(1, 60));
     });
 }
 
