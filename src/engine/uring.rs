@@ -27,6 +27,10 @@ const WATCHES_MAX: u32 = 32;
 /// What names a submission: a slot below, a watch from here on, and what needs no answer.
 const WATCHES: u64 = 1 << 32;
 const UNNAMED: u64 = u64::MAX;
+/// Of so many in flight one more completion is waited for: a request costs less of a call, and the file is never without work.
+const IN_FLIGHT_PER_COMPLETION: usize = 8;
+/// How long completions wait for others.
+const BATCH_WAIT: Duration = Duration::from_micros(500);
 /// How long to wait for the host's memory when the kernel had none for a call.
 const SHORTAGE_WAIT: Duration = Duration::from_millis(1);
 
@@ -66,6 +70,8 @@ pub struct Ring {
     free: Vec<usize>,
     /// A bit for each watch that is set up.
     watches: u32,
+    /// The last wait for several completions found fewer: the file is slow, and the next one is waited for alone.
+    slow: bool,
 }
 
 struct Slot {
@@ -108,6 +114,7 @@ impl Ring {
             pieces: vec![[0; 2]; requests_max * PIECES_MAX],
             free: (0..requests_max).rev().collect(),
             watches: 0,
+            slow: false,
         })
     }
 
@@ -227,12 +234,16 @@ impl Ring {
         }
     }
 
-    /// Submits what was begun and waits until `completion` has something, at most for `timeout`. May return for nothing.
+    /// Submits what was begun and waits until `completion` has something, at most for `timeout`. While many are in flight a few are waited
+    /// for, a millisecond at most. May return for nothing.
     pub fn wait(&mut self, timeout: Option<Duration>) {
         let idle = self.in_flight() == 0;
         if idle && !self.sleeps_idle {
             return self.wait_outside(timeout);
         }
+        let wanted = if mem::take(&mut self.slow) { 1 } else { (self.in_flight() / IN_FLIGHT_PER_COMPLETION).max(1) };
+        let timeout =
+            if wanted == 1 { timeout } else { Some(timeout.map_or(BATCH_WAIT, |timeout| timeout.min(BATCH_WAIT))) };
         let timeout = timeout.map(types::Timespec::from);
         let args =
             timeout.as_ref().map_or(types::SubmitArgs::new(), |timeout| types::SubmitArgs::new().timespec(timeout));
@@ -240,7 +251,8 @@ impl Ring {
         flags.set(EnterFlags::NO_IOWAIT, idle);
         let queued = self.ring.submission().len() as u32;
         // SAFETY: as many entries as are queued, and arguments that live until the call returns; `push` said why the entries are sound.
-        tolerate(unsafe { self.ring.submitter().enter(queued, 1, flags.bits(), Some(&args)) });
+        tolerate(unsafe { self.ring.submitter().enter(queued, wanted as u32, flags.bits(), Some(&args)) });
+        self.slow = self.ring.completion().len() < wanted;
     }
 
     /// Sleeps beside the ring instead of in it.
@@ -437,6 +449,23 @@ mod tests {
         ring.enable();
         ring.read(&ram, 0, &[span(0x1000, 60), span(0x2000, 60)]).unwrap();
         assert_eq!(done(&mut ring).1.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn one_of_many_is_told_of_while_the_others_wait() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let ram = GuestRam::new(4 << 20).unwrap();
+        let Some(mut ring) = ring(&File::from(OwnedFd::from(ours)), 64) else { return };
+        for slot in 0..64 {
+            ring.read(&ram, 0, &[span(0x1000 + slot * 16, 4)]).unwrap();
+        }
+        for left in (0..64).rev() {
+            theirs.write_all(b"abcd").unwrap();
+            let before = Instant::now();
+            done(&mut ring).1.unwrap();
+            assert!(before.elapsed() < Duration::from_millis(500), "{left} others are in flight");
+            assert_eq!(ring.in_flight(), left);
+        }
     }
 
     #[test]

@@ -35,6 +35,9 @@ use crate::engine::{
 const HEADER_BYTES: u64 = 16;
 const RANGE_BYTES: usize = 16;
 
+/// A busy disk asks after so many writes whether its file is still as long as it was: a system call.
+const WRITES_PER_CHECK: u32 = 64;
+
 /// What the ring watches: the queues' kicks by their place in `Running::queues`, and behind them these.
 const WATCH_STOP: u32 = QUEUES_MAX as u32;
 const WATCH_LIMITS: u32 = WATCH_STOP + 1;
@@ -64,8 +67,8 @@ struct Direct {
     file: Arc<RawFile>,
     /// By slot of the ring.
     in_flight: Vec<Option<Request>>,
-    /// The file was seen to be whole since the worker last slept. Each write asks; one system call answers for a burst.
-    whole: bool,
+    /// For so many writes the file is believed to be whole, as it was seen since the disk was last idle.
+    whole_for: u32,
 }
 
 /// What is known of a request until it is answered.
@@ -136,7 +139,7 @@ impl Requests {
     ) -> Requests {
         let raw = Arc::clone(&disk).raw();
         let direct =
-            ring.zip(raw).map(|(ring, file)| Direct { ring, file, in_flight: vec![None; IN_FLIGHT_MAX], whole: false });
+            ring.zip(raw).map(|(ring, file)| Direct { ring, file, in_flight: vec![None; IN_FLIGHT_MAX], whole_for: 0 });
         let (chain, data, waiting) = (Chain::default(), Vec::new(), VecDeque::new());
         Requests { disk, id, direct, meter, faults, chain, data, begun: 0, waiting, failed: Vec::new(), fault: None }
     }
@@ -249,8 +252,10 @@ impl Requests {
             // Where the thread would sleep its turn ends: the ring sees the stop that is asked now.
             stop.wait(&[]);
         }
+        if direct.ring.in_flight() == 0 {
+            direct.whole_for = 0;
+        }
         direct.ring.wait(timeout);
-        direct.whole = false;
         self.reap(running, stop)
     }
 
@@ -289,7 +294,7 @@ impl Requests {
     fn watch(&mut self, running: &Running, stop: &Stop) {
         if let Some(direct) = &mut self.direct {
             direct.ring.enable();
-            direct.whole = false;
+            direct.whole_for = 0;
             let kicks = 0..running.queues.len() as u32;
             kicks.chain([WATCH_STOP, WATCH_LIMITS]).for_each(|watch| self.watch_one(running, stop, watch));
         }
@@ -389,10 +394,11 @@ impl Requests {
             return Ok(Begun::Done(self.disk.write(ram, at, &self.data)));
         };
         direct.file.check_writable(at, bytes)?;
-        if !direct.whole {
+        if direct.whole_for == 0 {
             direct.file.check_not_cut()?;
-            direct.whole = true;
+            direct.whole_for = WRITES_PER_CHECK;
         }
+        direct.whole_for -= 1;
         in_flight(direct.ring.write(ram, at, &self.data))
     }
 
